@@ -1,1 +1,24 @@
-//! Under construction.
+//! The device side of Sparkler: what a guest meets when it touches a port or an MMIO address.
+//!
+//! A device is a [`BusDevice`]: bytes at an offset, read or written, behind `&self`. A [`Bus`] finds
+//! the device of an address. A device raises its interrupt through the trait [`Interrupt`] and ends
+//! the machine through [`PowerSink`], so it knows neither KVM nor threads and is tested without both.
+//!
+//! | module | device |
+//! |---|---|
+//! | [`serial`] | the 16550A UART of COM1, with bounded buffers towards the host |
+//! | [`power`] | ACPI sleep and reset registers, i8042 reset, exit port |
+//! | [`boot_mark`] | a port that stamps the time line of a boot |
+#![forbid(unsafe_code)]
+#![warn(missing_docs, clippy::arithmetic_side_effects)]
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects))] // A test that overflows fails, as it should.
+
+pub mod boot_mark;
+mod bus;
+mod interrupt;
+pub mod power;
+pub mod serial;
+
+pub use bus::{Bus, BusDevice, BusError};
+pub use interrupt::Interrupt;
+pub use power::{PowerEvent, PowerSink};

@@ -1,0 +1,150 @@
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// A bounded queue of bytes from a guest to one consumer on the host.
+///
+/// [`push`](Self::push) never blocks: what does not fit is dropped and counted. The consumer is woken
+/// through the callback given to [`new`](Self::new), but only when it said that it sleeps
+/// ([`take_or_sleep`](Self::take_or_sleep)) or when the queue has become half full, so that a stream of
+/// single bytes does not cost a wake-up each.
+pub struct OutputBuffer {
+    inner: Mutex<Inner>,
+    capacity: usize,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+struct Inner {
+    bytes: VecDeque<u8>,
+    dropped: u64,
+    consumer_sleeps: bool,
+}
+
+impl OutputBuffer {
+    /// A queue of `capacity` bytes. Memory is taken as it fills.
+    ///
+    /// `wake` is called on the producer's thread; it must not block.
+    pub fn new(capacity: usize, wake: impl Fn() + Send + Sync + 'static) -> Self {
+        let inner = Inner { bytes: VecDeque::new(), dropped: 0, consumer_sleeps: true };
+        Self { inner: Mutex::new(inner), capacity, wake: Box::new(wake) }
+    }
+
+    /// Appends `bytes`, dropping what does not fit.
+    pub fn push(&self, bytes: &[u8]) {
+        let mut inner = self.inner();
+        let before = inner.bytes.len();
+        let kept = self.capacity.saturating_sub(before).min(bytes.len());
+        let (kept, dropped) = bytes.split_at_checked(kept).unwrap_or((bytes, &[]));
+        inner.bytes.extend(kept);
+        let dropped = u64::try_from(dropped.len()).unwrap_or(u64::MAX);
+        inner.dropped = inner.dropped.saturating_add(dropped);
+        let half = self.capacity / 2;
+        let half_full = before < half && inner.bytes.len() >= half;
+        let wake = std::mem::take(&mut inner.consumer_sleeps) || half_full;
+        drop(inner);
+        if wake {
+            (self.wake)();
+        }
+    }
+
+    /// Moves at most `limit` bytes to the end of `into`, and returns how many.
+    pub fn take(&self, into: &mut Vec<u8>, limit: usize) -> usize {
+        let mut inner = self.inner();
+        let count = inner.bytes.len().min(limit);
+        into.extend(inner.bytes.drain(..count));
+        count
+    }
+
+    /// As [`take`](Self::take); if there was nothing, the next [`push`](Self::push) calls `wake`.
+    pub fn take_or_sleep(&self, into: &mut Vec<u8>, limit: usize) -> usize {
+        let count = self.take(into, limit);
+        if count > 0 {
+            return count;
+        }
+        let mut inner = self.inner();
+        // A push may have come in between: then there is no reason to sleep.
+        inner.consumer_sleeps = inner.bytes.is_empty();
+        if !inner.consumer_sleeps {
+            drop(inner);
+            return self.take(into, limit);
+        }
+        0
+    }
+
+    /// Drops all that is still queued, counting it.
+    pub fn discard(&self) {
+        let mut inner = self.inner();
+        let count = u64::try_from(inner.bytes.len()).unwrap_or(u64::MAX);
+        inner.bytes = VecDeque::new();
+        inner.dropped = inner.dropped.saturating_add(count);
+    }
+
+    /// How many bytes were dropped so far.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.inner().dropped
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Valid after every step, so a panic elsewhere cannot spoil it.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for OutputBuffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let inner = self.inner();
+        f.debug_struct("OutputBuffer")
+            .field("queued", &inner.bytes.len())
+            .field("capacity", &self.capacity)
+            .field("dropped", &inner.dropped)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn wakes_a_sleeping_consumer_once_and_a_busy_one_when_half_full() {
+        let wakes = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&wakes);
+        let buffer = OutputBuffer::new(8, move || {
+            counter.fetch_add(1, Ordering::SeqCst);
+        });
+        let count = || wakes.load(Ordering::SeqCst);
+        let mut seen = Vec::new();
+        buffer.push(b"a");
+        assert_eq!(count(), 1, "a new consumer sleeps");
+        buffer.push(b"b");
+        assert_eq!(count(), 1, "it is awake now");
+        buffer.push(b"cd");
+        assert_eq!(count(), 2, "half full");
+        assert_eq!(buffer.take(&mut seen, 100), 4);
+        buffer.push(b"e");
+        assert_eq!(count(), 2, "take does not put it to sleep");
+        assert_eq!(buffer.take_or_sleep(&mut seen, 100), 1);
+        assert_eq!(buffer.take_or_sleep(&mut seen, 100), 0);
+        buffer.push(b"f");
+        assert_eq!(count(), 3);
+        assert_eq!(seen, b"abcde");
+    }
+
+    #[test]
+    fn holds_its_capacity_and_counts_the_rest() {
+        let buffer = OutputBuffer::new(4, || {});
+        buffer.push(b"abc");
+        buffer.push(b"defg");
+        assert_eq!(buffer.dropped(), 3);
+        buffer.discard();
+        assert_eq!(buffer.dropped(), 7);
+        assert_eq!(buffer.take(&mut Vec::new(), 100), 0);
+        let none = OutputBuffer::new(0, || {});
+        none.push(b"xy");
+        assert_eq!(none.dropped(), 2);
+    }
+}
