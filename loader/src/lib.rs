@@ -1,1 +1,22 @@
-//! Under construction.
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod acpi;
+mod bzimage;
+mod cmdline;
+mod elf;
+mod error;
+mod image;
+mod initrd;
+mod kernel;
+pub mod layout;
+pub mod mptable;
+
+pub use bzimage::BzImageError;
+pub use cmdline::{Cmdline, CmdlineError};
+pub use elf::ElfError;
+pub use error::LoadError;
+pub use image::{ImageError, ImageName};
+pub use initrd::Initrd;
+pub use kernel::{BootConfig, Entry, Kernel, Protocol};

@@ -1,0 +1,6 @@
+//! bzImage
+use thiserror::Error;
+/// Why a bzImage cannot be loaded.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BzImageError {}
