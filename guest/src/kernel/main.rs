@@ -1,0 +1,60 @@
+//! The built-in guest: a kernel of a few KiB. It starts in `entry.s`, and all that is written in
+//! Rust runs at CPL 3. `README.md` says what it understands and how it is made.
+
+#![no_std]
+#![no_main]
+
+mod bootinfo;
+mod cmdline;
+mod cpl0;
+mod end;
+#[path = "../exit_code.rs"]
+mod exit_code;
+mod intrinsics;
+mod paging;
+mod port;
+mod uart;
+
+use bootinfo::BootInfo;
+use cmdline::Cmdline;
+
+core::arch::global_asm!(include_str!("entry.s"));
+core::arch::global_asm!(include_str!("cpl0.s"));
+
+/// What a test returns: nothing, or the exit code that says what was wrong.
+type TestResult = Result<(), u8>;
+
+/// Where `entry.s` goes at CPL 3: `protocol` is 0 for Linux's boot protocol and 1 for PVH, and
+/// `info` is the address of `boot_params` or `hvm_start_info`.
+#[unsafe(no_mangle)]
+extern "C" fn body(protocol: u64, info: u64) -> ! {
+    port::mark(2);
+    cpl0::set_up();
+    let boot = BootInfo::read(protocol, info);
+    let cmdline = Cmdline::new(boot.cmdline());
+    match run(&boot, &cmdline) {
+        Ok(()) => end::as_asked(&cmdline),
+        Err(code) => end::failure(code),
+    }
+}
+
+fn run(boot: &BootInfo, cmdline: &Cmdline) -> TestResult {
+    if !cmdline.has(b"quiet") {
+        uart::text(b"sparkler guest: booted by ");
+        uart::text(boot.protocol());
+        uart::text(b"\n");
+    }
+    for value in cmdline.values(b"mark") {
+        port::mark(cmdline::number(value)? as u8);
+    }
+    match cmdline.value(b"test").unwrap_or(b"hello") {
+        b"hello" => Ok(()),
+        _ => Err(exit_code::BAD_COMMAND_LINE),
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    uart::text(b"sparkler guest: panic\n");
+    end::failure(exit_code::PANIC)
+}
