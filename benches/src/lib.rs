@@ -1,1 +1,3 @@
-//! Under construction.
+//! What the benches share.
+
+pub mod floor;

@@ -93,11 +93,11 @@ exception:
     pop rsi
     pop rdx
     mov rcx, cr2
-    push 0x2b
+    push USER_DS
     mov eax, offset exception_stack + 8192 - 8
     push rax
-    push 0x3002
-    push 0x33
+    push USER_RFLAGS
+    push USER_CS
     mov eax, offset report_exception
     push rax
     iretq

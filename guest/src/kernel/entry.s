@@ -7,8 +7,14 @@
 .set USER_DS, 0x2b              # GDT entry 5, RPL 3
 .set USER_CS, 0x33              # GDT entry 6, RPL 3
 .set FIRST_TSS, 0x40
-.set USER_RFLAGS, 0x3002        # IOPL 3: CPL 3 may use ports; interrupts are off
+.set USER_RFLAGS, 2             # interrupts are off
 .set MAX_CPUS, 64
+
+# CPL 3 may use every port by the I/O permission bitmap of its task state, not by IOPL 3, which PVM
+# loses at iretq. One bitmap, all zeros, serves all CPUs: at the same distance behind each.
+.set TASK_STATE_SIZE, 128
+.set IO_BITMAP_DISTANCE, TASK_STATE_SIZE * MAX_CPUS
+.set TASK_STATE_LIMIT, IO_BITMAP_DISTANCE + 8192
 
 # How PVH loaders find pvh_entry: XEN_ELFNOTE_PHYS32_ENTRY (18), owner "Xen".
 .section .note.Xen, "a", @note
@@ -68,6 +74,7 @@ enter_user:
     shl ecx, 7
     add ecx, offset task_states
     mov [rcx + 4], rdx          # RSP0: the stack for interrupts out of CPL 3
+    mov word ptr [rcx + 102], IO_BITMAP_DISTANCE
     mov eax, r8d
     shl eax, 4
     mov [rax + gdt + FIRST_TSS + 2], cx
@@ -122,7 +129,7 @@ gdt:
     .quad 0x00affb000000ffff    # 0x30: code, 64-bit, CPL 3
     .quad 0
     .rept MAX_CPUS              # 0x40...: a task state for each CPU, its base filled in later
-    .quad 0x0000890000000067
+    .quad 0x0000890000000000 + TASK_STATE_LIMIT
     .quad 0
     .endr
 gdt_end:
@@ -154,4 +161,5 @@ cpl0_stacks:
 user_stacks:
     .skip 8192 * MAX_CPUS
 task_states:
-    .skip 128 * MAX_CPUS
+    .skip TASK_STATE_SIZE * MAX_CPUS
+    .skip IO_BITMAP_DISTANCE + 8192 + 1

@@ -1,4 +1,4 @@
-//! Port I/O. The guest runs with IOPL 3, so that ports work at CPL 3.
+//! Port I/O. The task state of each CPU has an I/O bitmap that lets CPL 3 use every port.
 
 use core::arch::asm;
 
