@@ -3,13 +3,15 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::{File, FileType, OpenOptions};
-use std::io;
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use thiserror::Error;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
+use vm_memory::{ReadVolatile, VolatileMemoryError};
 
 /// How messages name an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,9 +89,18 @@ pub(crate) struct Image {
 
 #[derive(Debug)]
 enum Source {
-    File(File),
+    /// Opened by us, so that nobody else moves its file offset: read at that offset straight into
+    /// guest memory. The lock is for two loads at once.
+    OwnFile(Mutex<File>),
+    /// Handed to us: its offset may be shared with other descriptors (`dup`, `try_clone`), even
+    /// those of other machines being built, so it is read with `pread`, which vm-memory lacks:
+    /// through a small buffer (a fifth slower).
+    SharedFile(File),
     Bytes(Cow<'static, [u8]>),
 }
+
+/// Small enough to stay in the CPU's cache.
+const COPY_BUFFER: usize = 64 << 10;
 
 impl Image {
     pub(crate) fn file(path: &Path) -> Result<Self, ImageError> {
@@ -104,29 +115,20 @@ impl Image {
             .custom_flags(libc::O_NONBLOCK)
             .open(path)
             .map_err(open)?;
-        Self::from_file(name, file)
+        let size = checked_size(&name, &file)?;
+        Ok(Self { name, source: Source::OwnFile(Mutex::new(file)), size })
     }
 
     pub(crate) fn fd(fd: OwnedFd) -> Result<Self, ImageError> {
-        Self::from_file(ImageName::Fd(fd.as_raw_fd()), File::from(fd))
+        let name = ImageName::Fd(fd.as_raw_fd());
+        let file = File::from(fd);
+        let size = checked_size(&name, &file)?;
+        Ok(Self { name, source: Source::SharedFile(file), size })
     }
 
     pub(crate) fn bytes(bytes: Cow<'static, [u8]>) -> Self {
         let size = bytes.len() as u64;
         Self { name: ImageName::Bytes, source: Source::Bytes(bytes), size }
-    }
-
-    fn from_file(name: ImageName, file: File) -> Result<Self, ImageError> {
-        let metadata = match file.metadata() {
-            Ok(metadata) => metadata,
-            Err(source) => return Err(ImageError::Read { image: name, source }),
-        };
-        if let Err(kind) = regular(metadata.file_type()) {
-            return Err(ImageError::NotAFile { image: name, kind });
-        }
-        let image = Self { name, source: Source::File(file), size: metadata.len() };
-        image.check_not_empty()?;
-        Ok(image)
     }
 
     pub(crate) fn check_not_empty(&self) -> Result<(), ImageError> {
@@ -143,6 +145,117 @@ impl Image {
     /// Bytes in the image when it was opened.
     pub(crate) fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Fills `buffer` from `offset` on.
+    pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        match &self.source {
+            Source::OwnFile(file) => {
+                file.lock().unwrap_or_else(PoisonError::into_inner).read_exact_at(buffer, offset)
+            }
+            Source::SharedFile(file) => file.read_exact_at(buffer, offset),
+            Source::Bytes(bytes) => {
+                buffer.copy_from_slice(part(bytes, offset, buffer.len())?);
+                Ok(())
+            }
+        }
+    }
+
+    /// Reads `len` bytes from `offset` on; the caller has compared them with [`size`](Self::size).
+    pub(crate) fn bytes_at(&self, offset: u64, len: usize) -> io::Result<Cow<'_, [u8]>> {
+        if let Source::Bytes(bytes) = &self.source {
+            return part(bytes, offset, len).map(Cow::Borrowed);
+        }
+        let mut buffer = Vec::new();
+        buffer.try_reserve_exact(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        buffer.resize(len, 0);
+        self.read_at(offset, &mut buffer)?;
+        Ok(Cow::Owned(buffer))
+    }
+
+    /// Copies `len` bytes from `offset` on to guest memory at `address`.
+    pub(crate) fn copy_to<M: GuestMemoryBackend>(
+        &self,
+        offset: u64,
+        len: usize,
+        memory: &M,
+        address: GuestAddress,
+    ) -> io::Result<()> {
+        match &self.source {
+            Source::OwnFile(file) => {
+                let file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                copy_at_cursor(&file, offset, len, memory, address)
+            }
+            Source::SharedFile(file) => copy_buffered(file, offset, len, memory, address),
+            Source::Bytes(bytes) => {
+                memory.write_slice(part(bytes, offset, len)?, address).map_err(into_io)
+            }
+        }
+    }
+}
+
+/// The size of a file that can be read at will and has something in it.
+fn checked_size(name: &ImageName, file: &File) -> Result<u64, ImageError> {
+    let metadata =
+        file.metadata().map_err(|source| ImageError::Read { image: name.clone(), source })?;
+    regular(metadata.file_type())
+        .map_err(|kind| ImageError::NotAFile { image: name.clone(), kind })?;
+    match metadata.len() {
+        0 => Err(ImageError::Empty { image: name.clone() }),
+        size => Ok(size),
+    }
+}
+
+fn part(bytes: &[u8], offset: u64, len: usize) -> io::Result<&[u8]> {
+    usize::try_from(offset)
+        .ok()
+        .and_then(|start| bytes.get(start..start.checked_add(len)?))
+        .ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+/// Not `Bytes::read_exact_volatile_from`: that takes one short read, as at 2 GiB, for the end.
+fn copy_at_cursor<M: GuestMemoryBackend>(
+    mut file: &File,
+    offset: u64,
+    len: usize,
+    memory: &M,
+    address: GuestAddress,
+) -> io::Result<()> {
+    file.seek(SeekFrom::Start(offset))?;
+    for slice in memory.get_slices(address, len) {
+        let mut slice = slice.map_err(into_io)?;
+        file.read_exact_volatile(&mut slice).map_err(|error| match error {
+            VolatileMemoryError::IOError(error) => error,
+            other => io::Error::other(other),
+        })?;
+    }
+    Ok(())
+}
+
+fn copy_buffered<M: GuestMemoryBackend>(
+    file: &File,
+    mut offset: u64,
+    len: usize,
+    memory: &M,
+    address: GuestAddress,
+) -> io::Result<()> {
+    let mut buffer = vec![0; len.min(COPY_BUFFER)];
+    let end = offset.saturating_add(len as u64);
+    let start = offset;
+    while offset < end {
+        let size = usize::try_from(end - offset).unwrap_or(usize::MAX).min(COPY_BUFFER);
+        let Some(chunk) = buffer.get_mut(..size) else { break };
+        file.read_exact_at(chunk, offset)?;
+        memory.write_slice(chunk, address.unchecked_add(offset - start)).map_err(into_io)?;
+        offset += size as u64;
+    }
+    Ok(())
+}
+
+fn into_io(error: GuestMemoryError) -> io::Error {
+    match error {
+        GuestMemoryError::IOError(error) => error,
+        other => io::Error::other(other),
     }
 }
 

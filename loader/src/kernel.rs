@@ -4,14 +4,22 @@ use std::borrow::Cow;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use linux_loader::bootparam::setup_header;
+use linux_loader::elf::ELFMAG;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
+use crate::bzimage::{BzImage, BzImageError};
 use crate::cmdline::Cmdline;
+use crate::elf::Elf;
 use crate::error::LoadError;
 use crate::image::{Image, ImageError};
 use crate::initrd::Initrd;
+use crate::layout::{BOOT_PARAMS, COMMAND_LINE, HOLE_START, PVH_START_INFO};
+use crate::{boot_params, e820, pvh};
 
 /// A kernel image: an ELF file (`vmlinux`) or a bzImage (`vmlinuz`), told apart by its content.
+///
+/// It can be loaded into any number of machines, also from several threads at once.
 #[derive(Debug)]
 pub struct Kernel {
     image: Image,
@@ -25,7 +33,7 @@ impl Kernel {
     ///
     /// [`ImageError`] if it is not there, not a regular file, empty, or no kernel.
     pub fn file(path: impl AsRef<Path>) -> Result<Self, ImageError> {
-        Ok(Self { image: Image::file(path.as_ref())?, protocol: None })
+        Self::from_image(Image::file(path.as_ref())?)
     }
 
     /// The kernel in a file that is open for reading already; the descriptor's file offset is
@@ -35,7 +43,7 @@ impl Kernel {
     ///
     /// [`ImageError`] if it is not a regular file, empty, or no kernel.
     pub fn fd(fd: OwnedFd) -> Result<Self, ImageError> {
-        Ok(Self { image: Image::fd(fd)?, protocol: None })
+        Self::from_image(Image::fd(fd)?)
     }
 
     /// The kernel in `bytes`, which are looked at when it is loaded.
@@ -50,18 +58,69 @@ impl Kernel {
         self
     }
 
-    /// Loads.
+    /// Writes the kernel, its command line, the initrd, and what the boot protocol hands over
+    /// (`boot_params` or `hvm_start_info`) to `memory`, at the places of [`layout`](crate::layout).
+    ///
+    /// `memory` must be fresh: what shall be zero is not written. Nothing is written before kernel
+    /// and initrd are known to fit, yet after an error that comes later, as from a file that cannot
+    /// be read to its end, it may hold a part of them.
+    ///
+    /// Unless [`with_protocol`](Self::with_protocol) demands one, the protocol follows from the
+    /// ELF file, which may have two entry points: `e_entry`, and the one of a PVH note
+    /// (`XEN_ELFNOTE_PHYS32_ENTRY`). It is [`Protocol::Linux64`] at `e_entry`, except when there
+    /// is a PVH note and `e_entry` is no 64-bit entry point, since it is in no segment (a virtual
+    /// address) or the same as the note's (32-bit code): then it is [`Protocol::Pvh`].
+    ///
+    /// A bzImage is unpacked in this process, which takes as much memory as the unpacked kernel
+    /// for a moment, and no more than the guest has.
     ///
     /// # Errors
     ///
-    /// [`LoadError`].
+    /// [`LoadError`] if the image is broken, of a kind that cannot be loaded, or does not fit.
     pub fn load<M: GuestMemoryBackend>(
         &self,
         memory: &M,
         config: &BootConfig<'_>,
     ) -> Result<Entry, LoadError> {
-        let _ = (memory, config, &self.image);
-        todo!()
+        match detect(&self.image)? {
+            Format::Elf => {
+                let error = |source| LoadError::Elf { image: self.image.name().clone(), source };
+                let elf = Elf::parse(&self.image).map_err(error)?;
+                let entry = elf.entry(self.protocol).map_err(error)?;
+                let info = BootInfo::new(memory, config, elf.end(), u64::MAX)?;
+                elf.load(&self.image, memory).map_err(error)?;
+                info.write(memory, config, entry, None)
+            }
+            Format::BzImage => self.load_bzimage(memory, config),
+        }
+    }
+
+    fn load_bzimage<M: GuestMemoryBackend>(
+        &self,
+        memory: &M,
+        config: &BootConfig<'_>,
+    ) -> Result<Entry, LoadError> {
+        let error = |source| LoadError::BzImage { image: self.image.name().clone(), source };
+        let elf_error = |source| error(BzImageError::Elf(source));
+        let bzimage = BzImage::parse(&self.image).map_err(error)?;
+        let (length, limit) = (config.cmdline.as_str().len(), bzimage.cmdline_limit());
+        if length > limit {
+            let image = self.image.name().clone();
+            return Err(LoadError::CmdlineTooLong { image, length, limit });
+        }
+        let limit = e820::end_of_low_memory(memory);
+        let unpacked = Image::bytes(bzimage.unpack(&self.image, limit).map_err(error)?.into());
+        let elf = Elf::parse(&unpacked).map_err(elf_error)?;
+        let entry = elf.entry(self.protocol).map_err(elf_error)?;
+        let end = elf.end().max(bzimage.init_end());
+        let info = BootInfo::new(memory, config, end, bzimage.initrd_limit())?;
+        elf.load(&unpacked, memory).map_err(elf_error)?;
+        info.write(memory, config, entry, Some(bzimage.header()))
+    }
+
+    fn from_image(image: Image) -> Result<Self, ImageError> {
+        detect(&image)?;
+        Ok(Self { image, protocol: None })
     }
 }
 
@@ -99,4 +158,98 @@ pub enum Protocol {
     /// PVH, the Xen/HVM direct boot: 32-bit protected mode, paging off, flat segments, interrupts
     /// off, EBX = `hvm_start_info`.
     Pvh,
+}
+
+/// What both protocols tell the kernel, each in its own form.
+#[derive(Debug)]
+pub(crate) struct BootInfo {
+    pub(crate) e820: Vec<e820::Entry>,
+    /// Address and size.
+    pub(crate) initrd: Option<(u64, u64)>,
+    pub(crate) rsdp: Option<GuestAddress>,
+}
+
+impl BootInfo {
+    /// Finds a place for the initrd behind the kernel, which ends at `kernel_end`.
+    fn new<M: GuestMemoryBackend>(
+        memory: &M,
+        config: &BootConfig<'_>,
+        kernel_end: u64,
+        initrd_limit: u64,
+    ) -> Result<Self, LoadError> {
+        let limit = e820::end_of_low_memory(memory).min(HOLE_START.0).min(initrd_limit);
+        let initrd = config.initrd.map(|initrd| initrd.place(kernel_end, limit)).transpose()?;
+        Ok(Self { e820: e820::map(memory)?, initrd, rsdp: config.rsdp })
+    }
+
+    fn write<M: GuestMemoryBackend>(
+        &self,
+        memory: &M,
+        config: &BootConfig<'_>,
+        (protocol, entry): (Protocol, u64),
+        header: Option<setup_header>,
+    ) -> Result<Entry, LoadError> {
+        if let (Some(initrd), Some((address, _))) = (config.initrd, self.initrd) {
+            initrd.load(memory, address)?;
+        }
+        memory.write_slice(&config.cmdline.to_bytes_with_nul(), COMMAND_LINE).map_err(
+            |source| LoadError::Memory {
+                what: "the command line",
+                address: COMMAND_LINE.0,
+                source,
+            },
+        )?;
+        let boot_info = match protocol {
+            Protocol::Linux64 => {
+                boot_params::write(memory, header, self)?;
+                BOOT_PARAMS
+            }
+            Protocol::Pvh => {
+                pvh::write(memory, self)?;
+                PVH_START_INFO
+            }
+        };
+        Ok(Entry { protocol, instruction_pointer: GuestAddress(entry), boot_info })
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Format {
+    Elf,
+    BzImage,
+}
+
+/// Tells the format by the first bytes, as far as a bzImage's magic number.
+fn detect(image: &Image) -> Result<Format, ImageError> {
+    image.check_not_empty()?;
+    let mut start = [0; 0x206];
+    let len = usize::try_from(image.size()).unwrap_or(usize::MAX).min(start.len());
+    let start = start.get_mut(..len).unwrap_or_default();
+    image
+        .read_at(0, start)
+        .map_err(|source| ImageError::Read { image: image.name().clone(), source })?;
+    match &*start {
+        start if start.starts_with(ELFMAG) => Ok(Format::Elf),
+        start if BzImage::is_at(start) => Ok(Format::BzImage),
+        start => {
+            Err(ImageError::NotAKernel { image: image.name().clone(), found: describe(start) })
+        }
+    }
+}
+
+/// Names what people take for a kernel by mistake.
+fn describe(start: &[u8]) -> &'static str {
+    match start {
+        [0x1f, 0x8b, ..] => "a gzip file",
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => "an xz file",
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => "a Zstandard file",
+        [b'0', b'7', b'0', b'7', b'0', ..] => "a cpio archive (an initrd?)",
+        start if start.get(0x38..0x3c) == Some(b"ARM\x64") => "a kernel for arm64",
+        start if start.get(0x38..0x3c) == Some(b"RSC\x05") => "a kernel for RISC-V",
+        start if start.get(0x1fe..0x200) == Some(&[0x55, 0xaa]) => "a boot sector or disk image",
+        start if start.iter().all(|&byte| matches!(byte, b'\t'..=b'\r' | b' '..=b'~')) => {
+            "a text file"
+        }
+        _ => "of an unknown format",
+    }
 }

@@ -1,0 +1,145 @@
+//! Unpacking the payload of a bzImage, never beyond a size that is known before.
+
+use std::fmt;
+use std::io::{self, Read};
+
+/// A compression that Linux knows for its own image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Compression {
+    /// gzip (`CONFIG_KERNEL_GZIP`).
+    Gzip,
+    /// bzip2 (`CONFIG_KERNEL_BZIP2`).
+    Bzip2,
+    /// The older of the two LZMA formats (`CONFIG_KERNEL_LZMA`).
+    Lzma,
+    /// xz (`CONFIG_KERNEL_XZ`).
+    Xz,
+    /// LZO (`CONFIG_KERNEL_LZO`); it is known by name only.
+    Lzo,
+    /// LZ4 in its legacy frame format (`CONFIG_KERNEL_LZ4`).
+    Lz4,
+    /// Zstandard (`CONFIG_KERNEL_ZSTD`).
+    Zstd,
+}
+
+impl Compression {
+    /// Tells the compression by a payload's first bytes, as the kernel's own tables do
+    /// (lib/decompress.c).
+    pub(crate) fn of(payload: &[u8]) -> Option<Self> {
+        Some(match payload.first_chunk()? {
+            [0x1f, 0x8b] => Self::Gzip,
+            b"BZ" => Self::Bzip2,
+            [0x5d, 0x00] => Self::Lzma,
+            [0xfd, b'7'] => Self::Xz,
+            [0x89, b'L'] => Self::Lzo,
+            [0x02, 0x21] => Self::Lz4,
+            [0x28, 0xb5] => Self::Zstd,
+            _ => return None,
+        })
+    }
+
+    /// The feature of this crate that brings it, if it is supported at all.
+    pub(crate) fn feature(self) -> Option<&'static str> {
+        match self {
+            Self::Gzip => Some("gzip"),
+            Self::Bzip2 => Some("bzip2"),
+            Self::Lzma | Self::Xz => Some("xz"),
+            Self::Lzo => None,
+            Self::Lz4 => Some("lz4"),
+            Self::Zstd => Some("zstd"),
+        }
+    }
+
+    /// Whether the feature is switched on.
+    pub(crate) fn is_enabled(self) -> bool {
+        match self {
+            Self::Gzip => cfg!(feature = "gzip"),
+            Self::Bzip2 => cfg!(feature = "bzip2"),
+            Self::Lzma | Self::Xz => cfg!(feature = "xz"),
+            Self::Lzo => false,
+            Self::Lz4 => cfg!(feature = "lz4"),
+            Self::Zstd => cfg!(feature = "zstd"),
+        }
+    }
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gzip => "gzip",
+            Self::Bzip2 => "bzip2",
+            Self::Lzma => "LZMA",
+            Self::Xz => "xz",
+            Self::Lzo => "LZO",
+            Self::Lz4 => "LZ4",
+            Self::Zstd => "Zstandard",
+        })
+    }
+}
+
+/// The most memory for the dictionary of xz and LZMA; Linux packs itself with up to 128 MiB.
+#[cfg(feature = "xz")]
+const DICTIONARY_LIMIT_KIB: u32 = 256 << 10;
+
+/// Unpacks `data`, which should give `size` bytes; stops after one byte more. Beyond the result it
+/// takes at most the dictionary or window that the format demands, which is limited too.
+#[cfg_attr(
+    not(all(
+        feature = "gzip",
+        feature = "bzip2",
+        feature = "xz",
+        feature = "lz4",
+        feature = "zstd"
+    )),
+    allow(unused_variables, reason = "each feature brings its own arm")
+)]
+pub(crate) fn unpack(compression: Compression, data: &[u8], size: u32) -> io::Result<Vec<u8>> {
+    match compression {
+        #[cfg(feature = "gzip")]
+        Compression::Gzip => read_up_to(flate2::bufread::GzDecoder::new(data), size),
+        #[cfg(feature = "bzip2")]
+        Compression::Bzip2 => read_up_to(bzip2::bufread::BzDecoder::new(data), size),
+        #[cfg(feature = "xz")]
+        Compression::Xz => {
+            read_up_to(lzma_rust2::XzReader::new_mem_limit(data, false, DICTIONARY_LIMIT_KIB), size)
+        }
+        #[cfg(feature = "xz")]
+        Compression::Lzma => read_up_to(
+            lzma_rust2::LzmaReader::new_mem_limit(data, DICTIONARY_LIMIT_KIB, None)?,
+            size,
+        ),
+        #[cfg(feature = "lz4")]
+        Compression::Lz4 => read_up_to(lz4_flex::frame::FrameDecoder::new(data), size),
+        #[cfg(feature = "zstd")]
+        Compression::Zstd => unpack_zstd(data, size),
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    }
+}
+
+/// ruzstd computes a frame's checksum and leaves comparing it to its user.
+#[cfg(feature = "zstd")]
+fn unpack_zstd(data: &[u8], size: u32) -> io::Result<Vec<u8>> {
+    use ruzstd::decoding::{DEFAULT_MAX_WINDOW_SIZE, StreamingDecoder};
+
+    // A frame in one segment has a window of its own size.
+    let window = u64::from(size).max(DEFAULT_MAX_WINDOW_SIZE);
+    let mut decoder =
+        StreamingDecoder::new_with_max_window_size(data, window).map_err(io::Error::other)?;
+    let unpacked = read_up_to(&mut decoder, size)?;
+    let stated = decoder.decoder.get_checksum_from_data();
+    if stated.is_some() && stated != decoder.decoder.get_calculated_checksum() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum does not match"));
+    }
+    Ok(unpacked)
+}
+
+/// Reads to the end, so that the decoder checks what follows the data, or to `size + 1` bytes.
+#[allow(dead_code, reason = "unused without any compression")]
+fn read_up_to(reader: impl Read, size: u32) -> io::Result<Vec<u8>> {
+    let mut unpacked = Vec::new();
+    let capacity = usize::try_from(size).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    unpacked.try_reserve_exact(capacity).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    reader.take(u64::from(size) + 1).read_to_end(&mut unpacked)?;
+    Ok(unpacked)
+}
