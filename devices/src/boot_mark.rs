@@ -2,6 +2,9 @@
 
 use crate::BusDevice;
 
+/// The boot-mark port.
+pub const BOOT_MARK_PORT: u16 = 0xf8;
+
 /// One port; each byte written to it is the number of a mark.
 ///
 /// The callback runs on the vCPU thread, at once: the time it takes is the time of the mark.
@@ -9,9 +12,6 @@ use crate::BusDevice;
 pub struct BootMark<F>(F);
 
 impl<F: Fn(u8) + Send + Sync> BootMark<F> {
-    /// The port, conventionally at 0xf8.
-    pub const PORT: u16 = 0xf8;
-
     /// A port that hands each number to `mark`.
     pub fn new(mark: F) -> Self {
         Self(mark)

@@ -6,6 +6,27 @@
 
 use crate::BusDevice;
 
+/// The exit port. QEMU's `isa-debug-exit` is usually put there too.
+pub const EXIT_PORT: u16 = 0xf4;
+
+/// First port of the i8042 (data); the command and status port is four higher.
+pub const I8042_PORT: u16 = 0x60;
+/// Ports in its range.
+pub const I8042_LENGTH: u16 = 5;
+
+/// Port of the ACPI sleep control register, the first of three.
+pub const ACPI_SLEEP_CONTROL_PORT: u16 = 0x600;
+/// Port of the ACPI sleep status register.
+pub const ACPI_SLEEP_STATUS_PORT: u16 = 0x601;
+/// Port of the ACPI reset register.
+pub const ACPI_RESET_PORT: u16 = 0x602;
+/// Ports of the three together.
+pub const ACPI_LENGTH: u16 = 3;
+/// Written to the reset register, this resets.
+pub const ACPI_RESET_VALUE: u8 = 1;
+/// Sleep type of S5 (soft off), as `\_S5` must announce it.
+pub const ACPI_SLEEP_TYPE_S5: u8 = 5;
+
 /// What the guest asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -35,9 +56,6 @@ impl<F: Fn(PowerEvent) + Send + Sync> PowerSink for F {
 pub struct ExitPort<S>(S);
 
 impl<S: PowerSink> ExitPort<S> {
-    /// The port, conventionally at 0xf4.
-    pub const PORT: u16 = 0xf4;
-
     /// An exit port that reports to `sink`.
     pub fn new(sink: S) -> Self {
         Self(sink)
@@ -64,10 +82,6 @@ impl<S: PowerSink> BusDevice for ExitPort<S> {
 pub struct I8042<S>(S);
 
 impl<S: PowerSink> I8042<S> {
-    /// Its first port, 0x60 (data); the command and status port is four higher.
-    pub const PORT: u16 = 0x60;
-    /// Ports in its range.
-    pub const LENGTH: u16 = 5;
     const COMMAND_OFFSET: u64 = 4;
     const COMMAND_PULSE_RESET: u8 = 0xfe;
 
@@ -95,19 +109,6 @@ impl<S: PowerSink> BusDevice for I8042<S> {
 pub struct AcpiRegisters<S>(S);
 
 impl<S: PowerSink> AcpiRegisters<S> {
-    /// Port of the sleep control register; sleep status and reset follow it.
-    pub const SLEEP_CONTROL_PORT: u16 = 0x600;
-    /// Port of the sleep status register.
-    pub const SLEEP_STATUS_PORT: u16 = 0x601;
-    /// Port of the reset register.
-    pub const RESET_PORT: u16 = 0x602;
-    /// Ports in the range.
-    pub const LENGTH: u16 = 3;
-    /// Written to the reset register, this resets.
-    pub const RESET_VALUE: u8 = 1;
-    /// Sleep type of S5 (soft off), as `\_S5` must announce it.
-    pub const SLEEP_TYPE_S5: u8 = 5;
-
     const SLEEP_CONTROL_OFFSET: u64 = 0;
     const RESET_OFFSET: u64 = 2;
     const SLEEP_ENABLE: u8 = 1 << 5;
@@ -131,11 +132,11 @@ impl<S: PowerSink> BusDevice for AcpiRegisters<S> {
         let sleep_type = (value >> Self::SLEEP_TYPE_SHIFT) & Self::SLEEP_TYPE_MASK;
         match offset {
             Self::SLEEP_CONTROL_OFFSET
-                if value & Self::SLEEP_ENABLE != 0 && sleep_type == Self::SLEEP_TYPE_S5 =>
+                if value & Self::SLEEP_ENABLE != 0 && sleep_type == ACPI_SLEEP_TYPE_S5 =>
             {
                 self.0.power(PowerEvent::PowerOff);
             }
-            Self::RESET_OFFSET if value == Self::RESET_VALUE => self.0.power(PowerEvent::Reset),
+            Self::RESET_OFFSET if value == ACPI_RESET_VALUE => self.0.power(PowerEvent::Reset),
             _ => {}
         }
     }

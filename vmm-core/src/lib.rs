@@ -1,1 +1,28 @@
-//! Under construction.
+#![doc = include_str!("../README.md")]
+#![warn(missing_docs)]
+
+mod arch;
+mod builder;
+mod console;
+mod control;
+mod error;
+pub mod host;
+mod machine;
+mod memory;
+mod outcome;
+mod running;
+mod sys;
+mod timeline;
+mod vcpu;
+mod vm;
+
+pub use sparkler_loader::{Cmdline, CmdlineError, ImageError, Initrd, Kernel, LoadError, Protocol};
+
+pub use crate::builder::VmBuilder;
+pub use crate::console::Console;
+pub use crate::error::{BuildError, KvmError, RunError, StartError};
+pub use crate::memory::{MemorySize, ParseMemorySizeError};
+pub use crate::outcome::{Crash, CrashReason, Outcome};
+pub use crate::running::{RunningVm, Stats, StopHandle};
+pub use crate::timeline::{Event, Milestone, Timeline};
+pub use crate::vm::Vm;

@@ -7,6 +7,7 @@
 
 mod output;
 
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -68,6 +69,12 @@ impl SerialPort {
     fn uart(&self) -> MutexGuard<'_, Serial<Line, InputSpace, Output>> {
         // The UART's registers are valid after every step, so a panic elsewhere cannot spoil them.
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for SerialPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SerialPort").field("registers", &self.uart().state()).finish()
     }
 }
 

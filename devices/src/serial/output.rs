@@ -18,6 +18,7 @@ struct Inner {
     bytes: VecDeque<u8>,
     dropped: u64,
     consumer_sleeps: bool,
+    closed: bool,
 }
 
 impl OutputBuffer {
@@ -25,7 +26,8 @@ impl OutputBuffer {
     ///
     /// `wake` is called on the producer's thread; it must not block.
     pub fn new(capacity: usize, wake: impl Fn() + Send + Sync + 'static) -> Self {
-        let inner = Inner { bytes: VecDeque::new(), dropped: 0, consumer_sleeps: true };
+        let inner =
+            Inner { bytes: VecDeque::new(), dropped: 0, consumer_sleeps: true, closed: false };
         Self { inner: Mutex::new(inner), capacity, wake: Box::new(wake) }
     }
 
@@ -33,7 +35,8 @@ impl OutputBuffer {
     pub fn push(&self, bytes: &[u8]) {
         let mut inner = self.inner();
         let before = inner.bytes.len();
-        let kept = self.capacity.saturating_sub(before).min(bytes.len());
+        let capacity = if inner.closed { 0 } else { self.capacity };
+        let kept = capacity.saturating_sub(before).min(bytes.len());
         let (kept, dropped) = bytes.split_at_checked(kept).unwrap_or((bytes, &[]));
         inner.bytes.extend(kept);
         let dropped = u64::try_from(dropped.len()).unwrap_or(u64::MAX);
@@ -71,11 +74,19 @@ impl OutputBuffer {
         0
     }
 
-    /// Drops all that is still queued, counting it.
-    pub fn discard(&self) {
+    /// The consumer is gone: drops all that is still queued and all that will come, counting it.
+    pub fn close(&self) {
         let mut inner = self.inner();
         let count = u64::try_from(inner.bytes.len()).unwrap_or(u64::MAX);
         inner.bytes = VecDeque::new();
+        inner.closed = true;
+        inner.dropped = inner.dropped.saturating_add(count);
+    }
+
+    /// Counts `count` bytes as dropped: those that the consumer took and could not deliver.
+    pub fn count_dropped(&self, count: usize) {
+        let mut inner = self.inner();
+        let count = u64::try_from(count).unwrap_or(u64::MAX);
         inner.dropped = inner.dropped.saturating_add(count);
     }
 
@@ -140,9 +151,11 @@ mod tests {
         buffer.push(b"abc");
         buffer.push(b"defg");
         assert_eq!(buffer.dropped(), 3);
-        buffer.discard();
+        buffer.close();
         assert_eq!(buffer.dropped(), 7);
         assert_eq!(buffer.take(&mut Vec::new(), 100), 0);
+        buffer.push(b"h");
+        assert_eq!(buffer.dropped(), 8);
         let none = OutputBuffer::new(0, || {});
         none.push(b"xy");
         assert_eq!(none.dropped(), 2);

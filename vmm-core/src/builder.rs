@@ -1,0 +1,284 @@
+use std::sync::Arc;
+use std::thread;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use sparkler_devices::serial::SerialPort;
+use sparkler_devices::{Bus, power};
+use sparkler_loader::acpi::{self, AcpiConfig, Uart};
+use sparkler_loader::{BootConfig, Cmdline, Entry, Initrd, Kernel, mptable};
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::arch::x86_64::{self, VcpuTemplate};
+use crate::control::Control;
+use crate::error::KvmError;
+use crate::machine::{Machine, SerialConsole, ports};
+use crate::timeline::{Milestone, Recorder};
+use crate::vcpu::Vcpu;
+use crate::{BuildError, Console, MemorySize, Vm, host, memory};
+
+/// Says what a machine shall be; [`build`](Self::build) makes it.
+///
+/// Setters never fail and may be called in any order; the last call of each counts. Defaults: one vCPU,
+/// 256 MiB, ACPI on, empty command line, no console. Only the kernel must be given.
+#[derive(Debug)]
+#[must_use = "a builder does nothing until build() is called"]
+pub struct VmBuilder {
+    vcpus: u32,
+    memory: MemorySize,
+    kernel: Option<Kernel>,
+    initrd: Option<Initrd>,
+    cmdline: String,
+    console: Option<Console>,
+    acpi: bool,
+}
+
+impl VmBuilder {
+    /// The most vCPUs that a machine can have. The host's KVM may set a lower limit.
+    pub const MAX_VCPUS: u32 = 64;
+
+    pub(crate) fn new() -> Self {
+        Self {
+            vcpus: 1,
+            memory: MemorySize::mib(256),
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            console: None,
+            acpi: true,
+        }
+    }
+
+    /// How many vCPUs: 1 to [`MAX_VCPUS`](Self::MAX_VCPUS).
+    pub fn vcpus(mut self, count: u32) -> Self {
+        self.vcpus = count;
+        self
+    }
+
+    /// How much memory: [`MemorySize::MIN`] to [`MemorySize::MAX`], whole pages.
+    pub fn memory(mut self, size: MemorySize) -> Self {
+        self.memory = size;
+        self
+    }
+
+    /// The kernel to boot.
+    pub fn kernel(mut self, kernel: Kernel) -> Self {
+        self.kernel = Some(kernel);
+        self
+    }
+
+    /// The initial RAM disk to hand to the kernel.
+    pub fn initrd(mut self, initrd: Initrd) -> Self {
+        self.initrd = Some(initrd);
+        self
+    }
+
+    /// The kernel's command line, see [`Cmdline`] for what it may hold.
+    pub fn cmdline(mut self, line: impl Into<String>) -> Self {
+        self.cmdline = line.into();
+        self
+    }
+
+    /// Where the serial port's output goes and its input comes from.
+    pub fn console(mut self, console: Console) -> Self {
+        self.console = Some(console);
+        self
+    }
+
+    /// Whether the machine describes itself by ACPI tables (the default). Without, it has an MP table
+    /// and a PIT instead, for kernels built without ACPI; it cannot be powered off then, only reset.
+    pub fn acpi(mut self, on: bool) -> Self {
+        self.acpi = on;
+        self
+    }
+
+    /// Makes the machine: checks every setting, sets up KVM, loads the kernel. No guest instruction
+    /// runs and no thread is left behind.
+    ///
+    /// # Errors
+    /// [`BuildError`] names the first setting that cannot be had, with its value and what would be
+    /// right. Nothing remains of a machine that could not be built.
+    pub fn build(self) -> Result<Vm, BuildError> {
+        let recorder = Recorder::start();
+        let count = self.checked_vcpus()?;
+        self.check_memory()?;
+        let cmdline = Cmdline::new(&self.cmdline)?;
+        let kernel = self.kernel.as_ref().ok_or(BuildError::NoKernel)?;
+        let memory = memory::map(self.memory)
+            .map_err(|source| BuildError::MapMemory { size: self.memory, source })?;
+        recorder.record(Milestone::MemoryMapped);
+
+        // On some hosts KVM waits for milliseconds in the first of these; meanwhile the kernel is loaded.
+        let (hardware, entry) = thread::scope(|scope| {
+            let hardware =
+                thread::Builder::new().name("kvm-setup".to_owned()).spawn_scoped(scope, || {
+                    let hardware = Hardware::create(&memory, count, self.acpi);
+                    recorder.record(Milestone::KvmReady);
+                    hardware
+                });
+            let entry = self.load(kernel, &cmdline, &memory, count);
+            recorder.record(Milestone::KernelLoaded);
+            let hardware = match hardware {
+                Ok(thread) => {
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                }
+                // No thread to be had: then one after the other.
+                Err(_) => Hardware::create(&memory, count, self.acpi),
+            };
+            (hardware, entry)
+        });
+        let (hardware, entry) = (hardware?, entry?);
+        self.check_address_width(&hardware)?;
+        self.assemble(hardware, &entry, memory, Arc::new(Control::new(count, recorder)))
+    }
+
+    fn checked_vcpus(&self) -> Result<u8, BuildError> {
+        let illegal = BuildError::Vcpus { requested: self.vcpus, limit: Self::MAX_VCPUS };
+        match u8::try_from(self.vcpus) {
+            Ok(count) if (1..=Self::MAX_VCPUS).contains(&self.vcpus) => Ok(count),
+            _ => Err(illegal),
+        }
+    }
+
+    fn check_memory(&self) -> Result<(), BuildError> {
+        let (requested, min, max) = (self.memory, MemorySize::MIN, MemorySize::MAX);
+        if requested < min || requested > max {
+            return Err(BuildError::Memory { requested, min, max });
+        }
+        if !requested.as_bytes().is_multiple_of(4096) {
+            return Err(BuildError::MemoryAlignment { requested });
+        }
+        Ok(())
+    }
+
+    /// The processor must be able to address the end of memory.
+    fn check_address_width(&self, hardware: &Hardware) -> Result<(), BuildError> {
+        let end = 1u64.checked_shl(hardware.address_bits).unwrap_or(u64::MAX);
+        if memory::end_address(self.memory) <= end {
+            return Ok(());
+        }
+        let max = MemorySize::gib((end >> 30).saturating_sub(1));
+        Err(BuildError::Memory { requested: self.memory, min: MemorySize::MIN, max })
+    }
+
+    /// Everything that the guest finds in memory when it starts.
+    fn load(
+        &self,
+        kernel: &Kernel,
+        cmdline: &Cmdline,
+        memory: &GuestMemoryMmap,
+        vcpus: u8,
+    ) -> Result<Entry, BuildError> {
+        let apic_ids = x86_64::apic_ids(vcpus);
+        let rsdp = if self.acpi {
+            Some(acpi::write(memory, &acpi_config(&apic_ids))?)
+        } else {
+            mptable::write(memory, &apic_ids)?;
+            None
+        };
+        x86_64::write_page_tables(memory).map_err(BuildError::PageTables)?;
+        let config = BootConfig { cmdline, initrd: self.initrd.as_ref(), rsdp };
+        Ok(kernel.load(memory, &config)?)
+    }
+
+    /// Puts devices and vCPUs together.
+    fn assemble(
+        self,
+        hardware: Hardware,
+        entry: &Entry,
+        memory: GuestMemoryMmap,
+        control: Arc<Control>,
+    ) -> Result<Vm, BuildError> {
+        let Hardware { vm, vcpus, serial_interrupt, .. } = hardware;
+        if let Some(first) = vcpus.first() {
+            x86_64::enter_at(first, entry)?;
+        }
+        let connected = self.console.is_some();
+        let serial = SerialConsole::new(serial_interrupt, connected, Console::BUFFER_SIZE)
+            .map_err(KvmError::EventFd)?;
+        let ports = ports(&serial.port, &control)?;
+        let vcpus = (0..).zip(vcpus).map(|(index, fd)| Vcpu::new(index, fd)).collect();
+        let mmio = Bus::new();
+        let machine = Machine::new(ports, mmio, vm, memory);
+        control.recorder().record(Milestone::Built);
+        Ok(Vm::new(vcpus, machine, serial, self.console, control))
+    }
+}
+
+fn acpi_config(apic_ids: &[u32]) -> AcpiConfig<'_> {
+    AcpiConfig {
+        apic_ids,
+        sleep_control: power::ACPI_SLEEP_CONTROL_PORT,
+        sleep_status: power::ACPI_SLEEP_STATUS_PORT,
+        s5_sleep_type: power::ACPI_SLEEP_TYPE_S5,
+        reset: power::ACPI_RESET_PORT,
+        reset_value: power::ACPI_RESET_VALUE,
+        uart: Some(Uart { port: SerialPort::COM1_PORT, gsi: SerialPort::COM1_IRQ }),
+        virtio_mmio: &[],
+    }
+}
+
+/// KVM's part of a machine.
+struct Hardware {
+    vm: VmFd,
+    vcpus: Vec<VcpuFd>,
+    serial_interrupt: EventFd,
+    address_bits: u32,
+}
+
+impl Hardware {
+    fn create(memory: &GuestMemoryMmap, count: u8, acpi: bool) -> Result<Self, BuildError> {
+        let kvm = host::open_fit()?;
+        let limit = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
+        if u32::from(count) > limit {
+            return Err(BuildError::Vcpus { requested: u32::from(count), limit });
+        }
+        let vm = create_vm(&kvm)?;
+        x86_64::create_irqchip(&vm, !acpi)?;
+        add_memory(&vm, memory)?;
+        let template = VcpuTemplate::new(&kvm, count, !acpi)?;
+        let vcpus = (0..count).map(|index| create_vcpu(&vm, &template, index));
+        let vcpus = vcpus.collect::<Result<_, _>>()?;
+        let serial_interrupt =
+            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(KvmError::EventFd)?;
+        x86_64::connect_interrupt(&vm, &serial_interrupt, SerialPort::COM1_IRQ)?;
+        let address_bits = template.physical_address_bits();
+        Ok(Self { vm, vcpus, serial_interrupt, address_bits })
+    }
+}
+
+fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
+    loop {
+        match kvm.create_vm() {
+            // A signal that came while KVM set up its notifiers; the kernel asks to try again.
+            Err(error) if error.errno() == libc::EINTR => {}
+            result => return result.map_err(KvmError::ioctl("KVM_CREATE_VM")),
+        }
+    }
+}
+
+fn create_vcpu(vm: &VmFd, template: &VcpuTemplate, index: u8) -> Result<VcpuFd, KvmError> {
+    let vcpu = vm.create_vcpu(u64::from(index)).map_err(KvmError::ioctl("KVM_CREATE_VCPU"))?;
+    template.set_up(&vcpu, index)?;
+    Ok(vcpu)
+}
+
+/// Gives KVM one memory slot for each region.
+fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), KvmError> {
+    for (slot, region) in (0..).zip(memory.iter()) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: region.as_ptr() as u64,
+        };
+        // SAFETY: the region is a mapping of exactly this address and length. `Machine` owns it together
+        // with `vm`, and every thread that runs a vCPU holds the `Machine`: no guest instruction runs
+        // after the mapping is gone. Guest memory is only ever accessed as volatile memory.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(KvmError::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}

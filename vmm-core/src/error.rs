@@ -1,0 +1,168 @@
+use std::io;
+
+use sparkler_devices::BusError;
+use sparkler_loader::acpi::AcpiError;
+use sparkler_loader::mptable::MpTableError;
+use sparkler_loader::{CmdlineError, LoadError};
+use thiserror::Error;
+use vm_memory::mmap::FromRangesError;
+use vmm_sys_util::errno;
+
+use crate::MemorySize;
+
+/// Why [`VmBuilder::build`](crate::VmBuilder::build) made no machine.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The number of vCPUs is not one that a machine can have.
+    #[error("{requested} vCPUs are not possible: ask for 1 to {limit}")]
+    Vcpus {
+        /// What was asked for.
+        requested: u32,
+        /// The most that this monitor or this host's KVM can give.
+        limit: u32,
+    },
+    /// The memory size is not one that a machine can have.
+    #[error("a memory of {requested} is not possible: ask for {min} to {max}")]
+    Memory {
+        /// What was asked for.
+        requested: MemorySize,
+        /// The least.
+        min: MemorySize,
+        /// The most that this monitor or this host's processor can address.
+        max: MemorySize,
+    },
+    /// The memory size is not a whole number of pages.
+    #[error("a memory of {requested} is not possible: it must be a multiple of 4 KiB")]
+    MemoryAlignment {
+        /// What was asked for.
+        requested: MemorySize,
+    },
+    /// No kernel was given.
+    #[error("no kernel was given")]
+    NoKernel,
+    /// The command line is not one that a kernel takes.
+    #[error(transparent)]
+    Cmdline(#[from] CmdlineError),
+    /// Address space for the guest's memory could not be had.
+    #[error("cannot reserve {size} of address space for guest memory")]
+    MapMemory {
+        /// How much.
+        size: MemorySize,
+        /// The reason.
+        source: FromRangesError,
+    },
+    /// Kernel, initrd or command line cannot be loaded into this memory.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The ACPI tables cannot be made.
+    #[error("cannot make the ACPI tables")]
+    Acpi(#[from] AcpiError),
+    /// The MP table cannot be made.
+    #[error("cannot make the MP table")]
+    MpTable(#[from] MpTableError),
+    /// What the vCPU starts with cannot be written to guest memory.
+    #[error("cannot write the boot page tables to guest memory")]
+    PageTables(#[source] vm_memory::GuestMemoryError),
+    /// Two devices want the same addresses.
+    #[error("cannot place a device")]
+    Device(#[from] BusError),
+    /// KVM is not there, not permitted, or refused something.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+}
+
+/// KVM is not there, not permitted, or refused something.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum KvmError {
+    /// There is no `/dev/kvm`.
+    #[error(
+        "there is no /dev/kvm: load the module kvm_intel or kvm_amd, and enable virtualization in \
+         the firmware, or nested virtualization if this host is itself a virtual machine"
+    )]
+    Missing,
+    /// `/dev/kvm` is there, but this user may not use it.
+    #[error(
+        "no permission on /dev/kvm: add the user to the group that owns it (usermod -aG kvm USER, \
+         then log in again)"
+    )]
+    Permission,
+    /// `/dev/kvm` cannot be opened for another reason.
+    #[error("cannot open /dev/kvm")]
+    Open(#[source] io::Error),
+    /// The kernel's KVM is not version 12, the stable API.
+    #[error("/dev/kvm has API version {0}; version 12 is needed")]
+    ApiVersion(i32),
+    /// The kernel's KVM lacks something.
+    #[error("this host's KVM lacks {0}; a newer or fuller kernel has it")]
+    Capability(&'static str),
+    /// An ioctl failed.
+    #[error("{call} failed")]
+    Ioctl {
+        /// Its name in the KVM API.
+        call: &'static str,
+        /// The error.
+        source: errno::Error,
+    },
+    /// An event file descriptor could not be made.
+    #[error("cannot create an eventfd")]
+    EventFd(#[source] io::Error),
+}
+
+impl KvmError {
+    /// For `map_err`: the failure of the ioctl `call`.
+    pub(crate) fn ioctl(call: &'static str) -> impl FnOnce(errno::Error) -> Self {
+        move |source| Self::Ioctl { call, source }
+    }
+}
+
+/// Why [`Vm::start`](crate::Vm::start) started nothing.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// A thread could not be started.
+    #[error("cannot start the thread {name}")]
+    Thread {
+        /// Its name.
+        name: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// An event file descriptor could not be made.
+    #[error("cannot create an eventfd")]
+    EventFd(#[source] io::Error),
+}
+
+/// The monitor failed while the machine ran. Whatever a *guest* does is an
+/// [`Outcome`](crate::Outcome) instead.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// An ioctl on a vCPU failed.
+    #[error("{call} failed on vCPU {vcpu}")]
+    Vcpu {
+        /// Index of the vCPU.
+        vcpu: u8,
+        /// Name of the ioctl in the KVM API.
+        call: &'static str,
+        /// The error.
+        source: errno::Error,
+    },
+    /// Signals could not be blocked in a vCPU thread.
+    #[error("cannot block signals in the thread of vCPU {vcpu} (error {errno})")]
+    Signals {
+        /// Index of the vCPU.
+        vcpu: u8,
+        /// The error number.
+        errno: i32,
+    },
+    /// A thread of this machine panicked: a defect in the monitor or in a device of the caller's own.
+    #[error("the thread of vCPU {vcpu} panicked: {message}")]
+    Panicked {
+        /// Index of the vCPU.
+        vcpu: u8,
+        /// What the panic said.
+        message: String,
+    },
+}

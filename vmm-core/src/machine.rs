@@ -1,0 +1,92 @@
+use std::sync::Arc;
+
+use kvm_ioctls::VmFd;
+use sparkler_devices::boot_mark::{BOOT_MARK_PORT, BootMark};
+use sparkler_devices::power::{self, AcpiRegisters, ExitPort, I8042, PowerEvent};
+use sparkler_devices::serial::{OutputBuffer, SerialPort};
+use sparkler_devices::{Bus, BusDevice, BusError};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::Outcome;
+use crate::console::{InputSpace, Wake};
+use crate::control::Control;
+use crate::timeline::Milestone;
+
+/// What all vCPUs of a machine run in: memory and devices. Immutable, so shared without a lock.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) ports: Bus,
+    pub(crate) mmio: Bus,
+    // Kept, not used: KVM maps guest memory by its address in this process. The VM goes first, then the memory.
+    _vm: VmFd,
+    _memory: GuestMemoryMmap,
+}
+
+impl Machine {
+    pub(crate) fn new(ports: Bus, mmio: Bus, vm: VmFd, memory: GuestMemoryMmap) -> Self {
+        Self { ports, mmio, _vm: vm, _memory: memory }
+    }
+}
+
+/// COM1, with what lies between it and the console's threads.
+#[derive(Debug)]
+pub(crate) struct SerialConsole {
+    pub(crate) port: Arc<SerialPort>,
+    pub(crate) output: Arc<OutputBuffer>,
+    pub(crate) wake_output: Wake,
+    pub(crate) input_space: Arc<InputSpace>,
+}
+
+impl SerialConsole {
+    /// A UART that raises `interrupt`. Without a console (`connected`), what it prints goes nowhere.
+    pub(crate) fn new(
+        interrupt: EventFd,
+        connected: bool,
+        capacity: usize,
+    ) -> std::io::Result<Self> {
+        let wake_output = Wake::new()?;
+        let wake = wake_output.clone();
+        let output = Arc::new(OutputBuffer::new(capacity, move || wake.wake()));
+        let input_space = Arc::new(InputSpace::new()?);
+        let space = Arc::clone(&input_space);
+        let sink = connected.then(|| Arc::clone(&output));
+        let port = Arc::new(SerialPort::new(interrupt, sink, move || space.available()));
+        Ok(Self { port, output, wake_output, input_space })
+    }
+}
+
+/// The devices at fixed ports.
+pub(crate) fn ports(serial: &Arc<SerialPort>, control: &Arc<Control>) -> Result<Bus, BusError> {
+    let sink = || {
+        let control = Arc::clone(control);
+        move |event| {
+            if let Some(outcome) = outcome_of(event) {
+                control.end(Ok(outcome));
+            }
+        }
+    };
+    let marks = Arc::clone(control);
+    let boot_mark = BootMark::new(move |number| marks.recorder().record(Milestone::Mark(number)));
+
+    let mut ports = Bus::new();
+    let mut insert = |port: u16, length: u16, device: Arc<dyn BusDevice>| {
+        ports.insert(u64::from(port), u64::from(length), device)
+    };
+    insert(SerialPort::COM1_PORT, SerialPort::LENGTH, Arc::clone(serial) as _)?;
+    insert(power::I8042_PORT, power::I8042_LENGTH, Arc::new(I8042::new(sink())))?;
+    insert(power::EXIT_PORT, 1, Arc::new(ExitPort::new(sink())))?;
+    insert(BOOT_MARK_PORT, 1, Arc::new(boot_mark))?;
+    let acpi = AcpiRegisters::new(sink());
+    insert(power::ACPI_SLEEP_CONTROL_PORT, power::ACPI_LENGTH, Arc::new(acpi))?;
+    Ok(ports)
+}
+
+fn outcome_of(event: PowerEvent) -> Option<Outcome> {
+    match event {
+        PowerEvent::Exit(code) => Some(Outcome::Exited(code)),
+        PowerEvent::Reset => Some(Outcome::Reset),
+        PowerEvent::PowerOff => Some(Outcome::PowerOff),
+        _ => None,
+    }
+}

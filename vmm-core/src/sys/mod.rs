@@ -1,0 +1,4 @@
+//! The few system calls that no crate in our tree wraps, each behind a safe function.
+
+pub(crate) mod poll;
+pub(crate) mod signal;

@@ -1,0 +1,86 @@
+use std::sync::Arc;
+use std::thread;
+
+use crate::console::ConsoleThreads;
+use crate::control::Control;
+use crate::machine::{Machine, SerialConsole};
+use crate::running::RunningVm;
+use crate::timeline::Milestone;
+use crate::vcpu::Vcpu;
+use crate::{Console, Outcome, StartError, Timeline, VmBuilder};
+
+/// A machine that is built and has not run: the kernel is loaded, KVM is set up, no thread exists.
+///
+/// Dropping it frees all it has.
+#[derive(Debug)]
+#[must_use = "a machine does nothing until start() is called"]
+pub struct Vm {
+    vcpus: Vec<Vcpu>,
+    machine: Arc<Machine>,
+    serial: SerialConsole,
+    console: Option<Console>,
+    control: Arc<Control>,
+}
+
+impl Vm {
+    /// Begins to describe a machine.
+    pub fn builder() -> VmBuilder {
+        VmBuilder::new()
+    }
+
+    /// Runs the guest: one thread for each vCPU, and one for each direction of the console.
+    ///
+    /// # Errors
+    /// [`StartError`] if a thread cannot be had; then nothing runs.
+    pub fn start(self) -> Result<RunningVm, StartError> {
+        let Self { vcpus, machine, serial, console, control } = self;
+        control.recorder().record(Milestone::Started);
+        let mut threads = Vec::with_capacity(vcpus.len());
+        for vcpu in vcpus {
+            match spawn(vcpu, &machine, &control) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    // Those that run already leave the guest and end.
+                    control.end(Ok(Outcome::Stopped));
+                    threads.into_iter().for_each(|thread| drop(thread.join()));
+                    return Err(error);
+                }
+            }
+        }
+        let running = RunningVm::new(threads, machine, control, Arc::clone(&serial.output));
+        if let Some(console) = console {
+            // On failure, dropping `running` stops the vCPUs.
+            running.attach(ConsoleThreads::start(console, &serial)?);
+        }
+        Ok(running)
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn timeline(&self) -> Timeline {
+        self.control.recorder().snapshot()
+    }
+
+    pub(crate) fn new(
+        vcpus: Vec<Vcpu>,
+        machine: Machine,
+        serial: SerialConsole,
+        console: Option<Console>,
+        control: Arc<Control>,
+    ) -> Self {
+        Self { vcpus, machine: Arc::new(machine), serial, console, control }
+    }
+}
+
+fn spawn(
+    vcpu: Vcpu,
+    machine: &Arc<Machine>,
+    control: &Arc<Control>,
+) -> Result<thread::JoinHandle<()>, StartError> {
+    let name = format!("vcpu-{}", vcpu.index());
+    let (machine, control) = (Arc::clone(machine), Arc::clone(control));
+    thread::Builder::new()
+        .name(name.clone())
+        .spawn(move || vcpu.run_caught(&machine, &control))
+        .map_err(|source| StartError::Thread { name, source })
+}
