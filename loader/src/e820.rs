@@ -108,7 +108,7 @@ mod tests {
         assert_eq!(map(&memory(&[(0, 0x1000)])).unwrap(), [ram(0, 0x1000), TABLES]);
         assert_eq!(end_of_low_memory(&memory(&[(0, 0x1000)])), 1 << 20);
         assert_eq!(end_of_low_memory(&memory(&[(4 << 30, 0x1000)])), 1 << 20);
-        let scattered: Vec<_> = (0..140).map(|i| (i * 0x2000, 0x1000)).collect();
+        let scattered: Vec<_> = (0..140).map(|i| ((1 << 20) + i * 0x2000, 0x1000)).collect();
         let error = map(&memory(&scattered)).unwrap_err();
         assert!(matches!(error, LoadError::TooManyRegions { limit: 128, .. }), "{error}");
     }

@@ -90,9 +90,10 @@ mod tests {
 
     fn note(name: &[u8], kind: u32, descriptor: &[u8]) -> Vec<u8> {
         let mut note = Vec::new();
-        for field in [name.len() as u32, descriptor.len() as u32, kind] {
-            note.extend(field.to_le_bytes());
+        for size in [name.len(), descriptor.len()] {
+            note.extend(u32::try_from(size).unwrap().to_le_bytes());
         }
+        note.extend(kind.to_le_bytes());
         for field in [name, descriptor] {
             note.extend(field);
             note.resize(note.len().next_multiple_of(4), 0);
