@@ -1,0 +1,188 @@
+//! The command line, and every word of its help.
+
+use std::path::PathBuf;
+
+use clap::{
+    ArgAction, Args, Parser, Subcommand, ValueHint,
+    builder::styling::{AnsiColor, Styles},
+};
+use sparkler::MemorySize;
+
+use crate::report;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Yellow.on_default().bold())
+    .usage(AnsiColor::Yellow.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default())
+    .placeholder(AnsiColor::Green.on_default());
+
+const START_HERE: &str = "\
+Start here:
+  sparkler check                      is this host fit, and if not, what to do
+  sparkler demo                       boot the built-in guest; nothing to download
+  sparkler run /boot/vmlinuz          boot a stock distribution kernel
+
+`sparkler help run` has the keys, the exit codes, and more examples.";
+
+const RUN_SHORT: &str = "\
+Ctrl-A x ends the machine. `--help` has the keys, the exit codes, and examples.";
+
+const RUN_LONG: &str = "\
+Keys (when standard input is a terminal, and sparkler in its foreground):
+  Ctrl-A x         end the machine
+  Ctrl-A Ctrl-A    send one Ctrl-A to the guest
+  Ctrl-A h         print these keys
+  All others go to the guest, Ctrl-C too. Input from a pipe or a file goes to the
+  guest as it is; its end does not end the machine.
+
+Exit codes:
+  N      the guest wrote N (0-255) to the exit port, 0xf4
+  0      the guest switched itself off, or reset itself
+  2      nothing was started: usage, bad input, or no usable /dev/kvm
+  124    stopped with Ctrl-A x
+  125    the monitor failed
+  126    the guest crashed
+  128+n  ended by signal n (130 SIGINT, 143 SIGTERM, ...)
+  A guest may choose any of these codes itself; --json tells them apart.
+
+Examples:
+  sparkler run vmlinuz --initrd initrd.img
+  sparkler run vmlinux -m 1G -c 4 --cmdline 'console=ttyS0 quiet'
+  sparkler run vmlinuz --initrd test.cpio --timeline </dev/null >boot.log
+  sparkler run vmlinuz --initrd test.cpio --json 2>&1 >/dev/null | tail -n 1";
+
+/// Boot a Linux kernel in a microVM.
+///
+/// sparkler boots a stock kernel (bzImage or ELF) in a virtual machine on this host's KVM, with its
+/// serial console on your terminal, and ends with the guest's exit code.
+#[derive(Debug, Parser)]
+#[command(name = "sparkler", version, styles = STYLES, max_term_width = 100)]
+#[command(after_help = START_HERE, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Run(RunArgs),
+    /// Boot the built-in guest in several ways; nothing to download
+    ///
+    /// Prints what the guest did and where the time of its boot went. The exit code is 0 if all
+    /// went as it should, and 1 if not.
+    Demo,
+    Check(CheckArgs),
+    Completions(CompletionsArgs),
+    Man(ManArgs),
+}
+
+/// Boot a kernel, with its console here
+///
+/// Boots KERNEL and stays until the guest ends. The guest's first serial port is standard input and
+/// output; everything sparkler itself has to say goes to standard error.
+#[derive(Debug, Args)]
+#[command(after_help = RUN_SHORT, after_long_help = RUN_LONG, disable_help_flag = true)]
+pub(crate) struct RunArgs {
+    /// Kernel image: bzImage (/boot/vmlinuz) or 64-bit ELF (vmlinux)
+    ///
+    /// Told apart by content, never by name. A packed bzImage is unpacked here, on the host.
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub(crate) kernel: PathBuf,
+
+    /// Initial ramdisk, as the kernel wants it (cpio, packed or not)
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Guest")]
+    pub(crate) initrd: Option<PathBuf>,
+
+    /// Kernel command line, instead of the default one
+    #[arg(long, value_name = "STRING", default_value = "console=ttyS0 panic=-1")]
+    #[arg(allow_hyphen_values = true, help_heading = "Guest")]
+    pub(crate) cmdline: String,
+
+    /// Memory: 256M, 1G, 1GiB; a plain number is in MiB
+    ///
+    /// Taken from the host as the guest touches it, not before.
+    #[arg(short, long, value_name = "SIZE", default_value = "256M", help_heading = "Machine")]
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) memory: MemorySize,
+
+    /// Virtual CPUs
+    #[arg(short = 'c', long, value_name = "N", default_value_t = 1, help_heading = "Machine")]
+    #[arg(allow_hyphen_values = true)]
+    pub(crate) vcpus: u32,
+
+    /// Describe the machine by an MP table, without ACPI
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) no_acpi: bool,
+
+    /// Leave standard input and output alone: the guest's serial port goes nowhere
+    #[arg(long, help_heading = "Output")]
+    pub(crate) no_console: bool,
+
+    /// Afterwards, draw where the time of the boot went (standard error)
+    #[arg(long, help_heading = "Output")]
+    pub(crate) timeline: bool,
+
+    /// Afterwards, print outcome, exit code, timeline and counters as JSON (standard error)
+    ///
+    /// One object on one line, the last one on standard error.
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+
+    /// Print help: -h in short, --help with the keys, the exit codes, and examples
+    #[arg(short, long, action = ArgAction::Help, help_heading = "Output")]
+    help: Option<bool>,
+}
+
+/// Is this host fit, and if not, what to do
+///
+/// Looks at /dev/kvm, runs the built-in guest on it, and measures how fast guest kernel code is
+/// here. The exit code is 0 on a fit host, 1 on another.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Print the findings as one JSON object instead
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Print a completion script for a shell
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  sparkler completions bash >~/.local/share/bash-completion/completions/sparkler"
+)]
+pub(crate) struct CompletionsArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+/// Print a manual page
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  sparkler man run | man -l -")]
+pub(crate) struct ManArgs {
+    /// The page of this subcommand, instead of the main one
+    #[arg(value_parser = ["run", "demo", "check", "completions", "man"])]
+    pub(crate) subcommand: Option<String>,
+}
+
+/// Prints help and version as clap does, and what is wrong with the arguments on one line.
+pub(crate) fn explain(error: &clap::Error) -> u8 {
+    use clap::error::ErrorKind as Kind;
+    if matches!(
+        error.kind(),
+        Kind::DisplayHelp | Kind::DisplayVersion | Kind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        // A closed standard output is no error of ours.
+        let _ = error.print();
+        return u8::try_from(error.exit_code()).unwrap_or(report::REFUSED);
+    }
+    report::complain(&one_line(&error.to_string()));
+    report::REFUSED
+}
+
+/// What clap says before it repeats the usage, on one line and without its `error:`.
+fn one_line(message: &str) -> String {
+    let said = message.split("\nUsage:").next().unwrap_or(message);
+    let said = said.split("\nFor more information").next().unwrap_or(said);
+    let words: Vec<&str> = said.split_whitespace().collect();
+    let line = words.join(" ").replace(" tip: ", "; ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}

@@ -1,0 +1,77 @@
+//! `sparkler run`: flags in, builder calls, exit code out.
+
+use std::sync::Arc;
+
+use sparkler::{Initrd, Kernel, Vm, VmBuilder};
+
+use crate::{
+    args::RunArgs,
+    console,
+    ending::Ending,
+    report::{self, Ended, Failure},
+    signals,
+    terminal::{RawMode, Terminal},
+};
+
+pub(crate) fn run(args: &RunArgs) -> u8 {
+    let result = boot(args);
+    let (code, json) = match &result {
+        Ok(ended) => {
+            ended.complain();
+            if args.timeline {
+                ended.draw_timeline();
+            }
+            (ended.code(), args.json.then(|| ended.to_json()))
+        }
+        Err(failure) => {
+            report::complain(&report::chain(failure));
+            (failure.code(), args.json.then(|| failure.to_json()))
+        }
+    };
+    json.iter().for_each(report::print_json);
+    code
+}
+
+fn boot(args: &RunArgs) -> Result<Ended, Failure> {
+    let mut builder = builder(args)?;
+    let terminal = if args.no_console { None } else { Terminal::on_stdin() };
+    let mut keyboard = None;
+    if !args.no_console {
+        let streams = console::on_standard_streams(terminal.as_ref()).map_err(Failure::failed)?;
+        builder = builder.console(streams.0);
+        keyboard = streams.1;
+    }
+    let vm = builder.build().map_err(Failure::refused)?;
+
+    // From here on a signal ends the machine, no longer the process.
+    let caught = signals::catch(terminal.as_deref()).map_err(Failure::failed)?;
+    let raw = terminal.clone().map(RawMode::new);
+    let running = vm.start().map_err(Failure::failed)?;
+    let ending = Arc::new(Ending::default());
+    ending.arm(running.stop_handle());
+    caught.act(Arc::clone(&ending), terminal).map_err(Failure::failed)?;
+    if let Some(keyboard) = keyboard {
+        keyboard.start(Arc::clone(&ending)).map_err(Failure::failed)?;
+    }
+    let outcome = running.wait();
+    drop(raw);
+    Ok(Ended {
+        outcome,
+        signal: ending.signal(),
+        timeline: running.timeline(),
+        dropped: running.stats().console_output_dropped,
+    })
+}
+
+fn builder(args: &RunArgs) -> Result<VmBuilder, Failure> {
+    let mut builder = Vm::builder()
+        .vcpus(args.vcpus)
+        .memory(args.memory)
+        .cmdline(args.cmdline.as_str())
+        .acpi(!args.no_acpi)
+        .kernel(Kernel::file(&args.kernel).map_err(Failure::refused)?);
+    if let Some(path) = &args.initrd {
+        builder = builder.initrd(Initrd::file(path).map_err(Failure::refused)?);
+    }
+    Ok(builder)
+}

@@ -1,0 +1,208 @@
+//! The built-in guest through the command line: exit codes, console, reports.
+
+mod common;
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Seek, SeekFrom},
+};
+
+use common::{Files, Run, finish, finish_raw, run, sparkler, spawn_with_input};
+use rustix::{
+    pipe::fcntl_setpipe_size,
+    process::{Pid, Signal, kill_process},
+};
+
+/// Runs the built-in guest with this command line.
+fn run_guest(cmdline: &str, more: &[&str]) -> Run {
+    let files = Files::new();
+    let guest = files.guest();
+    run(sparkler(["run", guest.as_str(), "--cmdline", cmdline].iter().chain(more).copied()))
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn demo_is_right_in_all_it_does() {
+    let demo = run(sparkler(["demo"]));
+    assert_eq!((demo.code, demo.stderr.as_str()), (Some(0), ""), "{demo:?}");
+    for text in ["hello", "four vCPUs", "guest entered", "All is well"] {
+        assert!(demo.stdout.contains(text), "no {text:?} in {}", demo.stdout);
+    }
+    assert!(!demo.stdout.contains("WRONG"), "{}", demo.stdout);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn check_agrees_with_itself() {
+    let text = run(sparkler(["check"]));
+    let json = run(sparkler(["check", "--json"]));
+    let report: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    let fit = report["fit"].as_bool().unwrap();
+    assert_eq!(json.code, Some(if fit { 0 } else { 1 }), "{json:?}");
+    assert_eq!(text.code, json.code, "{text:?}");
+    assert_eq!(fit, report["kind"] == "hardware", "{report}");
+    // Whatever the kind, the built-in guest runs.
+    assert!(report["instructions_per_second"]["kernel"].as_u64().unwrap() > 0, "{report}");
+    for finding in report["findings"].as_array().unwrap() {
+        assert!(text.stdout.contains(finding["question"].as_str().unwrap()), "{text:?}");
+    }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn the_exit_code_is_the_guests() {
+    for code in [0, 1, 2, 42, 126, 255] {
+        let ended = run_guest(&format!("code={code}"), &["--json"]);
+        assert_eq!(ended.code, Some(code), "{ended:?}");
+        let json = ended.json();
+        assert_eq!(json["outcome"], "exited", "{json}");
+        assert_eq!(json["guest_exit_code"], code, "{json}");
+    }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn power_off_and_reset_are_zero_and_told_apart_by_json() {
+    for (end, outcome) in [("poweroff", "power-off"), ("reset", "reset"), ("acpi-reset", "reset")] {
+        let ended = run_guest(&format!("end={end}"), &["--json"]);
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let json = ended.json();
+        assert_eq!((&json["outcome"], &json["guest_exit_code"]), (&outcome.into(), &().into()));
+    }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_crash_is_126_and_explained() {
+    let crashed = run_guest("end=triple", &["--json"]);
+    assert_eq!(crashed.code, Some(126), "{crashed:?}");
+    let json = crashed.json();
+    assert_eq!(json["outcome"], "crashed", "{json}");
+    assert!(json["message"].as_str().unwrap().contains("vCPU 0"), "{json}");
+    assert!(crashed.stderr.lines().next().unwrap().starts_with("sparkler: "), "{crashed:?}");
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn standard_output_is_the_guests_alone() {
+    let ended = run_guest("test=hello", &[]);
+    assert!(ended.stdout.starts_with("sparkler guest:"), "{ended:?}");
+    assert_eq!(ended.stderr, "");
+    let silent = run_guest("test=hello", &["--no-console"]);
+    assert_eq!((silent.stdout.as_str(), silent.stderr.as_str()), ("", ""));
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn the_timeline_goes_from_memory_to_the_end() {
+    let ended = run_guest("mark=7", &["--timeline", "--json"]);
+    let names = ["memory mapped", "kernel loaded", "guest entered", "boot mark 7", "ended"];
+    for name in names {
+        assert!(ended.stderr.lines().any(|line| line.starts_with(name)), "no {name:?}: {ended:?}");
+    }
+    let json = ended.json();
+    let events = json["timeline"].as_array().unwrap();
+    let times: Vec<_> = events.iter().map(|e| e["at_ns"].as_u64().unwrap()).collect();
+    assert!(times.is_sorted(), "{json}");
+    for name in names {
+        assert!(events.iter().any(|e| e["name"] == name), "no {name:?}: {json}");
+    }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_pipe_ends_by_signal_with_the_shells_code() {
+    let files = Files::new();
+    let mut child = sparkler(["run", &files.guest(), "--cmdline", "test=hello end=hang", "--json"])
+        .spawn()
+        .unwrap();
+    // The guest runs once it prints; then its end is a stop.
+    let mut first = [0];
+    let stdout = child.stdout.as_mut().unwrap();
+    stdout.read_exact(&mut first).unwrap();
+    kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+    let stopped = finish(child);
+    assert_eq!(stopped.code, Some(143), "{stopped:?}");
+    let json = stopped.json();
+    assert_eq!((&json["outcome"], &json["signal"]), (&"stopped".into(), &15.into()), "{json}");
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_pipe_is_passed_on_byte_by_byte_without_special_keys() {
+    let files = Files::new();
+    let mut command = sparkler(["run", &files.guest(), "--cmdline", "quiet test=echo code=9"]);
+    let mut input: Vec<u8> = (5..=255).filter(|&byte| byte != b'q').collect();
+    input.extend(b"\x01x\x01\x01\x00");
+    let output = finish_raw(spawn_with_input(&mut command, [&input[..], b"q"].concat()));
+    assert_eq!(output.status.code(), Some(9), "{output:?}");
+    assert_eq!(output.stdout, input);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn more_input_than_the_guest_reads_waits_and_is_left() {
+    const READ: usize = 5_000;
+    let files = Files::new();
+    let input: Vec<u8> =
+        (0..10_000_000u32).map(|n| n.to_le_bytes()[usize::from(n % 3 == 0)]).collect();
+    let hash = input.iter().take(READ).fold(0xcbf2_9ce4_8422_2325u64, |hash, &byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+    });
+    let mut command =
+        sparkler(["run", &files.guest(), "--cmdline", &format!("quiet test=sink bytes={READ}")]);
+    let ended = finish(spawn_with_input(&mut command, input));
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(ended.stdout, format!("bytes={READ} fnv1a={hash:x}\n"));
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_reader_that_takes_nothing_blocks_no_guest_and_what_it_missed_is_counted() {
+    // More than the pipe and the buffer before it take together.
+    const PRINTED: usize = 300_000;
+    let files = Files::new();
+    let (mut reader, writer) = io::pipe().unwrap();
+    fcntl_setpipe_size(&writer, 4096).unwrap();
+    let cmdline = format!("quiet test=print bytes={PRINTED} code=5");
+    let mut command = sparkler(["run", &files.guest(), "--cmdline", &cmdline, "--json"]);
+    let child = command.stdout(writer).spawn().unwrap();
+    drop(command);
+    let ended = finish(child);
+    assert_eq!(ended.code, Some(5), "{ended:?}");
+    let dropped = ended.json()["stats"]["console_output_dropped"].as_u64().unwrap();
+    assert!(dropped > 0, "{ended:?}");
+    assert!(ended.stderr.starts_with(&format!("sparkler: {dropped} bytes ")), "{ended:?}");
+    let mut taken = Vec::new();
+    reader.read_to_end(&mut taken).unwrap();
+    assert_eq!(taken.len() as u64 + dropped, PRINTED as u64);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_reader_that_has_gone_ends_no_guest() {
+    let files = Files::new();
+    let (reader, writer) = io::pipe().unwrap();
+    drop(reader);
+    let mut command =
+        sparkler(["run", &files.guest(), "--cmdline", "quiet test=print bytes=5000 code=3"]);
+    let ended = finish(command.stdout(writer).spawn().unwrap());
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    assert!(ended.stderr.starts_with("sparkler: 5000 bytes "), "{ended:?}");
+    assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn files_are_read_and_written_from_where_they_stand() {
+    let files = Files::new();
+    files.file("in", b"skipped:helloq");
+    files.file("out", b"before\n");
+    let mut input = File::open(files.path("in")).unwrap();
+    input.seek(SeekFrom::Start(8)).unwrap();
+    let output = File::options().append(true).open(files.path("out")).unwrap();
+    let mut command = sparkler(["run", &files.guest(), "--cmdline", "quiet test=echo"]);
+    let ended = finish(command.stdin(input).stdout(output).spawn().unwrap());
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+    assert_eq!(fs::read(files.path("out")).unwrap(), b"before\nhello");
+}
