@@ -1,5 +1,8 @@
-//! What needs CPL 0: the routines of `cpl0.s`, run through `int 0x80`; and the table of the
-//! handlers of interrupts and exceptions.
+//! What needs CPL 0: the routines of `cpl0.s`, run through a gate; and the table of the handlers of
+//! interrupts and exceptions.
+//!
+//! The gate is `int3`, which traps on every host. PVM cannot emulate `int N`, and runs `syscall` in
+//! its own way.
 
 use core::arch::asm;
 use core::ptr::addr_of_mut;
@@ -10,7 +13,8 @@ use crate::{end, exit_code, uart};
 pub const TIMER_VECTOR: usize = 0x20;
 pub const UART_VECTOR: usize = 0x21;
 pub const SPURIOUS_VECTOR: usize = 0xff;
-const GATE_VECTOR: usize = 0x80;
+/// `int3` raises it.
+const GATE_VECTOR: usize = 3;
 
 /// How often the interrupts from [`TIMER_VECTOR`] on were taken.
 #[unsafe(no_mangle)]
@@ -130,7 +134,7 @@ unsafe fn call(routine: unsafe extern "C" fn(), first: u64, second: u64, third: 
     let mut result = routine as *const () as u64;
     // SAFETY: the gate runs the routine on a stack of its own; it keeps to the C ABI.
     unsafe {
-        asm!("int 0x80", inout("rax") result, in("rdi") first, in("rsi") second, in("rdx") third,
+        asm!("int3", inout("rax") result, in("rdi") first, in("rsi") second, in("rdx") third,
              clobber_abi("C"));
     }
     result

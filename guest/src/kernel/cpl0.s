@@ -4,7 +4,7 @@
 .section .text.cpl0, "ax"
 .code64
 
-# int 0x80: runs the routine in RAX, with the arguments and the clobbers of the C ABI.
+# int3: runs the routine in RAX, with the arguments and the clobbers of the C ABI.
 .global cpl0_gate
 cpl0_gate:
     call rax

@@ -1,4 +1,4 @@
-# The two ways in, and the way down to CPL 3. Everything here runs at CPL 0, where a host without
+# The ways in, and the way down to CPL 3. Everything here runs at CPL 0, where a host without
 # hardware virtualization emulates each instruction slowly: so it is short and uses only
 # plain instructions. See README.md, "How it is made".
 
@@ -45,7 +45,14 @@ entry64:
     mov eax, offset page_map
     mov cr3, rax
     xor edi, edi                # body's first argument: 0 = Linux, 1 = PVH; RSI is the second
-start64:
+start_body:
+    xor ebp, ebp
+    mov ebx, offset body
+    # falls through
+
+# Every CPU gets here, in long mode with our page tables, and goes down to CPL 3 for good.
+# EBP = index of this CPU, EBX = function to run, which never returns; RDI and RSI = its arguments.
+start_cpu:
     lgdt [gdt_pointer]
     lidt [idt_pointer]
     mov eax, KERNEL_DS
@@ -59,37 +66,30 @@ start64:
     mov rax, cr4
     or eax, 0x600               # OSFXSR, OSXMMEXCPT
     mov cr4, rax
-    xor r8d, r8d
-    mov r9d, offset body
-    # falls through
-
-# Goes down to CPL 3. R8 = index of this CPU, R9 = function to run there, which never returns;
-# RDI and RSI are its arguments.
-enter_user:
-    mov edx, r8d
+    mov edx, ebp
     shl edx, 10
     add edx, offset cpl0_stacks + 1024
     mov esp, edx
-    mov ecx, r8d
+    mov ecx, ebp
     shl ecx, 7
     add ecx, offset task_states
     mov [rcx + 4], rdx          # RSP0: the stack for interrupts out of CPL 3
     mov word ptr [rcx + 102], IO_BITMAP_DISTANCE
-    mov eax, r8d
+    mov eax, ebp
     shl eax, 4
     mov [rax + gdt + FIRST_TSS + 2], cx
     shr ecx, 16
     mov [rax + gdt + FIRST_TSS + 4], cl
     add eax, FIRST_TSS
     ltr ax
-    mov edx, r8d
+    mov edx, ebp
     shl edx, 13
     add edx, offset user_stacks + 8192 - 8      # as after a call: RSP = 8 mod 16
     push USER_DS
     push rdx
     push USER_RFLAGS
     push USER_CS
-    push r9
+    push rbx
     iretq
 
 # PVH: 32-bit protected mode, flat segments, paging off, EBX = hvm_start_info.
@@ -114,8 +114,48 @@ pvh_entry:
     mov cr0, eax
     lgdt [gdt_pointer]
     mov edi, 1
-    ljmp 0x10, offset start64
+    ljmp 0x10, offset start_body
+
+# The other CPUs: smp.rs copies this to a page below 1 MiB and starts them there by INIT and SIPI.
+# Real mode, CS = that page.
+.section .rodata.trampoline, "a"
+.code16
+.global trampoline
+trampoline:
+    cli
+    mov ax, cs
+    mov ds, ax
+    data32 lgdt [TRAMPOLINE_GDT_POINTER]
+    mov eax, 0x20               # PAE
+    mov cr4, eax
+    mov eax, offset page_map
+    mov cr3, eax
+    mov ecx, 0xc0000080         # EFER
+    rdmsr
+    or eax, 0x100               # LME
+    wrmsr
+    mov eax, 0x80000033         # PG, NE, ET, MP, PE
+    mov cr0, eax
+    .byte 0x66, 0xea            # far jump, 32-bit offset
+    .long start_further_cpu
+    .word 0x10
+    .balign 4
+.set TRAMPOLINE_GDT_POINTER, . - trampoline
+    .word gdt_end - gdt - 1
+    .long gdt
+.global trampoline_end
+trampoline_end:
+
+.section .text.entry, "ax"
 .code64
+start_further_cpu:
+    mov ebp, 1
+    lock xadd dword ptr [CPUS_STARTED], ebp
+    cmp ebp, MAX_CPUS
+    jae cpl0_halt
+    mov edi, ebp
+    mov ebx, offset further_cpu
+    jmp start_cpu
 
 .section .data.gdt, "aw"
     .balign 16

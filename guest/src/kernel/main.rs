@@ -4,15 +4,23 @@
 #![no_std]
 #![no_main]
 
+mod absent;
+mod apic;
 mod bootinfo;
+mod clock;
 mod cmdline;
+mod console;
 mod cpl0;
 mod end;
 #[path = "../exit_code.rs"]
 mod exit_code;
+mod interrupts;
 mod intrinsics;
+mod memory;
 mod paging;
 mod port;
+mod smp;
+mod speed;
 mod uart;
 
 use bootinfo::BootInfo;
@@ -40,6 +48,7 @@ extern "C" fn body(protocol: u64, info: u64) -> ! {
 
 fn run(boot: &BootInfo, cmdline: &Cmdline) -> TestResult {
     if !cmdline.has(b"quiet") {
+        uart::set_up();
         uart::text(b"sparkler guest: booted by ");
         uart::text(boot.protocol());
         uart::text(b"\n");
@@ -48,7 +57,21 @@ fn run(boot: &BootInfo, cmdline: &Cmdline) -> TestResult {
         port::mark(cmdline::number(value)? as u8);
     }
     match cmdline.value(b"test").unwrap_or(b"hello") {
-        b"hello" => Ok(()),
+        b"hello" => memory::total(boot).map(|_| ()),
+        b"memory" => memory::run(boot, cmdline),
+        b"vcpus" => smp::vcpus(cmdline),
+        b"interrupts" => interrupts::run(cmdline),
+        b"echo" => console::echo(),
+        b"sink" => console::sink(cmdline),
+        b"print" => console::print(cmdline),
+        b"ports" => absent::ports(),
+        b"mmio" => absent::mmio(),
+        b"speed" => speed::run(cmdline),
+        b"hang" => end::hang(),
+        b"spin" => smp::spin(cmdline),
+        b"halt" => cpl0::halt(),
+        b"crash" => cpl0::crash(),
+        b"triple" => cpl0::triple_fault(),
         _ => Err(exit_code::BAD_COMMAND_LINE),
     }
 }

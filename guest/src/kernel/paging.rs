@@ -1,6 +1,7 @@
 //! The page tables, one to one. `entry.s` maps the first 4 MiB; the rest is mapped when it is wanted,
 //! in pages of 2 MiB: that reaches any memory, and costs nothing for what no test looks at.
 
+use core::ops::Range;
 use core::ptr::{addr_of_mut, read_volatile, write_volatile};
 
 pub const PAGE_SIZE: u64 = 4096;
@@ -22,6 +23,13 @@ static mut POOL_USED: usize = 0;
 
 unsafe extern "C" {
     static mut page_map: Table;
+    static image_start: u8;
+    static image_end: u8;
+}
+
+/// Where the guest itself lies, with its stacks and page tables.
+pub fn image() -> Range<u64> {
+    &raw const image_start as u64..&raw const image_end as u64
 }
 
 /// Makes the `length` bytes at the physical `address` accessible at the same virtual address.

@@ -8,6 +8,7 @@ pub const DATA: u16 = 0x3f8;
 pub const INTERRUPT_ENABLE: u16 = 0x3f9;
 pub const INTERRUPT_IDENTIFICATION: u16 = 0x3fa;
 pub const FIFO_CONTROL: u16 = 0x3fa;
+pub const LINE_CONTROL: u16 = 0x3fb;
 pub const MODEM_CONTROL: u16 = 0x3fc;
 pub const LINE_STATUS: u16 = 0x3fd;
 
@@ -17,10 +18,21 @@ const TRANSMITTER_EMPTY: u8 = 0x20;
 const FIFO_SIZE: usize = 16;
 const MAX_POLLS: u32 = 100_000;
 
+const EIGHT_BITS: u8 = 3;
+const FIFO_ON: u8 = 1;
+const OUT2: u8 = 8;
+
+/// Sets the modes that the guest relies on, whatever they were.
+pub fn set_up() {
+    out8(LINE_CONTROL, EIGHT_BITS);
+    out8(INTERRUPT_ENABLE, 0);
+    out8(FIFO_CONTROL, FIFO_ON);
+    out8(MODEM_CONTROL, OUT2);
+}
+
 /// Prints `text`, asking once for each FIFO's worth of bytes whether there is room: every
 /// access of a port costs microseconds.
 pub fn text(text: &[u8]) {
-    out8(FIFO_CONTROL, 1);
     for chunk in text.chunks(FIFO_SIZE) {
         wait_for_transmitter();
         for &byte in chunk {

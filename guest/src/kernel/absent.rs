@@ -1,0 +1,116 @@
+//! `test=ports` and `test=mmio`: where nothing is, reads give all ones and writes are ignored; and
+//! no width of access hurts, also where something is.
+
+use core::arch::asm;
+use core::ops::Range;
+
+use crate::exit_code::{MMIO_VALUE, PORT_VALUE};
+use crate::port::{in8, in16, in32, out8, out16, out32};
+use crate::{TestResult, paging, uart};
+
+/// Nobody is here: a sound card, a printer and some that never had a meaning.
+const ABSENT_PORTS: [u16; 6] = [0x222, 0x2e8, 0x378, 0x1234, 0xb000, 0xfffc];
+/// What monitors have near: i8042, exit port and boot mark, UART, ACPI.
+const PORTS_IN_USE: [Range<u16>; 4] = [0x5e..0x68, 0xf0..0x100, 0x3f6..0x402, 0x5fe..0x608];
+/// Any write here ends the guest.
+const EXIT_PORT: u16 = 0xf4;
+
+const ABSENT_ADDRESSES: [u64; 4] = [0xd123_4000, 0xdead_0000, 0xf123_4000, 0xfd00_1000];
+
+/// `test=ports`.
+pub fn ports() -> TestResult {
+    for port in ABSENT_PORTS {
+        out8(port, 0);
+        out16(port, 0);
+        out32(port, 0);
+        out_string(port);
+        let all_ones = in8(port) == u8::MAX
+            && in16(port) == u16::MAX
+            && in32(port) == u32::MAX
+            && in_string(port) == [u8::MAX; 8];
+        if !all_ones {
+            return Err(PORT_VALUE);
+        }
+    }
+    for port in PORTS_IN_USE.into_iter().flatten() {
+        in8(port);
+        in16(port);
+        in32(port);
+        in_string(port);
+        if !(EXIT_PORT - 3..=EXIT_PORT).contains(&port) {
+            out8(port, 0);
+            out16(port, 0);
+            out32(port, 0);
+            out_string(port);
+        }
+    }
+    uart::set_up();
+    Ok(())
+}
+
+/// `test=mmio`.
+pub fn mmio() -> TestResult {
+    for address in ABSENT_ADDRESSES {
+        let at = paging::device(address, 64);
+        // SAFETY: the addresses are in the hole below 4 GiB, where no memory is.
+        let all_ones = unsafe {
+            at.write_volatile(0);
+            at.cast::<u16>().write_volatile(0);
+            at.cast::<u32>().write_volatile(0);
+            at.cast::<u64>().write_volatile(0);
+            at.read_volatile() == u8::MAX
+                && at.cast::<u16>().read_volatile() == u16::MAX
+                && at.cast::<u32>().read_volatile() == u32::MAX
+                && at.cast::<u64>().read_volatile() == u64::MAX
+                && read_unaligned(at.add(3)) == u64::MAX
+                && read_string(at) == [u8::MAX; 8]
+        };
+        if !all_ones {
+            return Err(MMIO_VALUE);
+        }
+    }
+    Ok(())
+}
+
+fn out_string(port: u16) {
+    let bytes = [0u8; 8];
+    // SAFETY: reads the 8 bytes.
+    unsafe {
+        asm!("rep outsb", in("dx") port, inout("rsi") bytes.as_ptr() => _, inout("rcx") 8u64 => _,
+             options(nostack, preserves_flags, readonly));
+    }
+}
+
+fn in_string(port: u16) -> [u8; 8] {
+    let mut bytes = [0u8; 8];
+    // SAFETY: writes the 8 bytes.
+    unsafe {
+        asm!("rep insb", in("dx") port, inout("rdi") bytes.as_mut_ptr() => _,
+             inout("rcx") 8u64 => _, options(nostack, preserves_flags));
+    }
+    bytes
+}
+
+/// # Safety
+/// 8 bytes at `address` are mapped.
+unsafe fn read_unaligned(address: *const u8) -> u64 {
+    let value;
+    // SAFETY: the caller vouches for the address; x86 does not mind how it is aligned.
+    unsafe {
+        asm!("mov {}, [{}]", out(reg) value, in(reg) address,
+             options(nostack, preserves_flags, readonly));
+    }
+    value
+}
+
+/// # Safety
+/// 8 bytes at `address` are mapped.
+unsafe fn read_string(address: *const u8) -> [u8; 8] {
+    let mut bytes = [0u8; 8];
+    // SAFETY: the caller vouches for the source.
+    unsafe {
+        asm!("rep movsb", inout("rsi") address => _, inout("rdi") bytes.as_mut_ptr() => _,
+             inout("rcx") 8u64 => _, options(nostack, preserves_flags));
+    }
+    bytes
+}
