@@ -34,9 +34,10 @@ fn build() -> Result<(), Box<dyn Error>> {
     let manifest_dir = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let output = PathBuf::from(env::var("OUT_DIR")?).join("guest.elf");
     let result = rustc(&target, &manifest_dir, &output)?.output()?;
+    for line in String::from_utf8_lossy(&result.stderr).lines() {
+        println!("cargo::warning={line}");
+    }
     if !result.status.success() {
-        let message = String::from_utf8_lossy(&result.stderr).into_owned();
-        eprintln!("{message}");
         return Err(format!("rustc could not build the guest ({})", result.status).into());
     }
     Ok(())

@@ -18,7 +18,7 @@ const EXIT_PORT: u16 = 0xf4;
 const ABSENT_ADDRESSES: [u64; 4] = [0xd123_4000, 0xdead_0000, 0xf123_4000, 0xfd00_1000];
 
 /// `test=ports`.
-pub fn ports() -> TestResult {
+pub(crate) fn ports() -> TestResult {
     for port in ABSENT_PORTS {
         out8(port, 0);
         out16(port, 0);
@@ -49,7 +49,7 @@ pub fn ports() -> TestResult {
 }
 
 /// `test=mmio`.
-pub fn mmio() -> TestResult {
+pub(crate) fn mmio() -> TestResult {
     for address in ABSENT_ADDRESSES {
         let at = paging::device(address, 64);
         // SAFETY: the addresses are in the hole below 4 GiB, where no memory is.

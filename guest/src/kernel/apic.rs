@@ -29,16 +29,16 @@ const MASKED: u32 = 1 << 16;
 const DIVIDE_BY_1: u32 = 0xb;
 
 /// Interrupt commands to all CPUs but this one.
-pub const INIT_OTHERS: u32 = 0xc_4500;
-pub const STARTUP_OTHERS: u32 = 0xc_4600;
+pub(crate) const INIT_OTHERS: u32 = 0xc_4500;
+pub(crate) const STARTUP_OTHERS: u32 = 0xc_4600;
 
 /// The local APIC of this CPU.
-pub struct Apic {
+pub(crate) struct Apic {
     x2apic: bool,
 }
 
 impl Apic {
-    pub fn open() -> Result<Self, u8> {
+    pub(crate) fn open() -> Result<Self, u8> {
         if cpl0::cpuid(1, 0)[3] & CPUID_APIC == 0 {
             return Err(NO_APIC);
         }
@@ -60,12 +60,12 @@ impl Apic {
     }
 
     /// The APIC id of this CPU.
-    pub fn id(&self) -> u32 {
+    pub(crate) fn id(&self) -> u32 {
         if self.x2apic { self.read(ID) } else { self.read(ID) >> 24 }
     }
 
     /// Sends an interrupt command that names its targets itself.
-    pub fn command(&self, command: u32) -> TestResult {
+    pub(crate) fn command(&self, command: u32) -> TestResult {
         if self.x2apic {
             self.write(COMMAND, command);
             return Ok(());
@@ -81,13 +81,13 @@ impl Apic {
     }
 
     /// Lets the timer interrupt every `count` ticks of its clock.
-    pub fn start_timer(&self, count: u32) {
+    pub(crate) fn start_timer(&self, count: u32) {
         self.write(TIMER_DIVIDE, DIVIDE_BY_1);
         self.write(TIMER, TIMER_PERIODIC | cpl0::TIMER_VECTOR as u32);
         self.write(TIMER_COUNT, count);
     }
 
-    pub fn stop_timer(&self) {
+    pub(crate) fn stop_timer(&self) {
         self.write(TIMER, MASKED);
         self.write(TIMER_COUNT, 0);
     }
@@ -115,7 +115,7 @@ impl Apic {
 }
 
 /// Routes an edge-triggered interrupt line to a CPU.
-pub fn route(line: u32, vector: usize, apic_id: u32) {
+pub(crate) fn route(line: u32, vector: usize, apic_id: u32) {
     let registers = paging::device(IOAPIC, 32).cast::<u32>();
     for (index, value) in [(0x11, apic_id << 24), (0x10, vector as u32)] {
         // SAFETY: the IOAPIC's index register, and 16 bytes behind it its data register.

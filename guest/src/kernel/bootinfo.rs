@@ -12,13 +12,13 @@ const USABLE: u32 = 1;
 
 /// A range of usable memory.
 #[derive(Clone, Copy)]
-pub struct Region {
-    pub start: u64,
-    pub size: u64,
+pub(crate) struct Region {
+    pub(crate) start: u64,
+    pub(crate) size: u64,
 }
 
 /// A copy, so that tests may overwrite the memory that it came from.
-pub struct BootInfo {
+pub(crate) struct BootInfo {
     protocol: &'static [u8],
     cmdline: &'static [u8],
     usable: &'static [Region],
@@ -29,7 +29,7 @@ static mut REGIONS: [Region; MAX_REGIONS] = [Region { start: 0, size: 0 }; MAX_R
 
 impl BootInfo {
     /// Reads what lies at `info`. To be called once.
-    pub fn read(protocol: u64, info: u64) -> Self {
+    pub(crate) fn read(protocol: u64, info: u64) -> Self {
         if protocol == 0 { Self::read_linux(info) } else { Self::read_pvh(info) }
     }
 
@@ -56,16 +56,16 @@ impl BootInfo {
         }
     }
 
-    pub fn protocol(&self) -> &'static [u8] {
+    pub(crate) fn protocol(&self) -> &'static [u8] {
         self.protocol
     }
 
-    pub fn cmdline(&self) -> &'static [u8] {
+    pub(crate) fn cmdline(&self) -> &'static [u8] {
         self.cmdline
     }
 
     /// The usable memory, in the order of the map.
-    pub fn usable(&self) -> &'static [Region] {
+    pub(crate) fn usable(&self) -> &'static [Region] {
         self.usable
     }
 }

@@ -39,22 +39,22 @@ static mut PVCLOCK: PvClock = PvClock {
 };
 
 /// The time-stamp counter.
-pub fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     // SAFETY: nothing forbids `rdtsc` at CPL 3 here.
     unsafe { _rdtsc() }
 }
 
 /// A time in the future.
-pub struct Deadline(u64);
+pub(crate) struct Deadline(u64);
 
 impl Deadline {
     /// At least `milliseconds` from now.
-    pub fn after(milliseconds: u64) -> Self {
+    pub(crate) fn after(milliseconds: u64) -> Self {
         Self(now().saturating_add(milliseconds * FAST_KHZ))
     }
 
     /// Waits until `done`, or until the deadline; returns whether it is done.
-    pub fn wait_until(&self, mut done: impl FnMut() -> bool) -> bool {
+    pub(crate) fn wait_until(&self, mut done: impl FnMut() -> bool) -> bool {
         while !done() {
             if now() > self.0 {
                 return done();
@@ -67,7 +67,7 @@ impl Deadline {
 
 /// The frequency of the time-stamp counter in kHz: as the command line says (`tsc_khz=`), or else
 /// KVM's clock; 0 where neither does.
-pub fn tsc_khz(cmdline: &Cmdline) -> Result<u64, u8> {
+pub(crate) fn tsc_khz(cmdline: &Cmdline) -> Result<u64, u8> {
     Ok(match cmdline.number(b"tsc_khz")? {
         Some(khz) => khz,
         None => kvm_tsc_khz().unwrap_or(0),

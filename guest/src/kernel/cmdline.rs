@@ -4,10 +4,10 @@ use crate::exit_code::BAD_COMMAND_LINE;
 
 /// A command line, as it was given.
 #[derive(Clone, Copy)]
-pub struct Cmdline<'a>(&'a [u8]);
+pub(crate) struct Cmdline<'a>(&'a [u8]);
 
 impl<'a> Cmdline<'a> {
-    pub fn new(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
         Self(bytes)
     }
 
@@ -16,28 +16,28 @@ impl<'a> Cmdline<'a> {
     }
 
     /// Whether the word `name` is there.
-    pub fn has(&self, name: &[u8]) -> bool {
+    pub(crate) fn has(&self, name: &[u8]) -> bool {
         self.words().any(|word| word == name)
     }
 
     /// The values of all words `key=value`, in order.
-    pub fn values<'k>(&self, key: &'k [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a, 'k> {
+    pub(crate) fn values<'k>(&self, key: &'k [u8]) -> impl Iterator<Item = &'a [u8]> + use<'a, 'k> {
         self.words().filter_map(move |word| word.strip_prefix(key)?.strip_prefix(b"="))
     }
 
     /// The value of the last word `key=value`.
-    pub fn value(&self, key: &[u8]) -> Option<&'a [u8]> {
+    pub(crate) fn value(&self, key: &[u8]) -> Option<&'a [u8]> {
         self.values(key).last()
     }
 
     /// The number in the last word `key=number`.
-    pub fn number(&self, key: &[u8]) -> Result<Option<u64>, u8> {
+    pub(crate) fn number(&self, key: &[u8]) -> Result<Option<u64>, u8> {
         self.value(key).map(number).transpose()
     }
 }
 
 /// Reads a number: decimal, or hexadecimal after `0x`.
-pub fn number(text: &[u8]) -> Result<u64, u8> {
+pub(crate) fn number(text: &[u8]) -> Result<u64, u8> {
     let (digits, base) = match text.strip_prefix(b"0x") {
         Some(digits) => (digits, 16),
         None => (text, 10),

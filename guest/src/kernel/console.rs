@@ -8,7 +8,7 @@ const END_OF_TRANSMISSION: u8 = 4;
 const LINE: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-\n";
 
 /// Writes back what it reads, until `q` or Ctrl-D.
-pub fn echo() -> TestResult {
+pub(crate) fn echo() -> TestResult {
     require_uart()?;
     loop {
         match next_byte() {
@@ -19,7 +19,7 @@ pub fn echo() -> TestResult {
 }
 
 /// Reads `bytes=N` bytes, then prints how many they were and their FNV-1a hash (64 bits).
-pub fn sink(cmdline: &Cmdline) -> TestResult {
+pub(crate) fn sink(cmdline: &Cmdline) -> TestResult {
     require_uart()?;
     let count = cmdline.number(b"bytes")?.unwrap_or(0);
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
@@ -34,8 +34,9 @@ pub fn sink(cmdline: &Cmdline) -> TestResult {
 }
 
 /// Prints `bytes=N` bytes: lines of 64.
-pub fn print(cmdline: &Cmdline) -> TestResult {
+pub(crate) fn print(cmdline: &Cmdline) -> TestResult {
     let mut left = cmdline.number(b"bytes")?.unwrap_or(0);
+    uart::set_up();
     while left > 0 {
         let length = left.min(LINE.len() as u64);
         uart::text(LINE.get(..length as usize).unwrap_or(LINE));

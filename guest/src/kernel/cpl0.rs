@@ -10,19 +10,19 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::{end, exit_code, uart};
 
-pub const TIMER_VECTOR: usize = 0x20;
-pub const UART_VECTOR: usize = 0x21;
-pub const SPURIOUS_VECTOR: usize = 0xff;
+pub(crate) const TIMER_VECTOR: usize = 0x20;
+pub(crate) const UART_VECTOR: usize = 0x21;
+pub(crate) const SPURIOUS_VECTOR: usize = 0xff;
 /// `int3` raises it.
 const GATE_VECTOR: usize = 3;
 
 /// How often the interrupts from [`TIMER_VECTOR`] on were taken.
 #[unsafe(no_mangle)]
-pub static INTERRUPTS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+pub(crate) static INTERRUPTS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 /// Not 0 when the local APIC is in x2APIC mode: the handlers then acknowledge by MSR.
 #[unsafe(no_mangle)]
-pub static X2APIC: AtomicU32 = AtomicU32::new(0);
+pub(crate) static X2APIC: AtomicU32 = AtomicU32::new(0);
 
 #[unsafe(no_mangle)]
 static mut IDT: [[u64; 2]; 256] = [[0; 2]; 256];
@@ -44,7 +44,7 @@ unsafe extern "C" {
 }
 
 /// Fills the interrupt descriptor table, to which the CPUs already point.
-pub fn set_up() {
+pub(crate) fn set_up() {
     for vector in 0..32 {
         set_gate(vector, cpl0_exceptions as *const () as u64 + 16 * vector as u64, 0);
     }
@@ -64,14 +64,14 @@ fn set_gate(vector: usize, handler: u64, privilege: u64) {
     unsafe { addr_of_mut!(IDT[vector]).write_volatile([low, handler >> 32]) }
 }
 
-pub fn read_msr(msr: u32) -> u64 {
+pub(crate) fn read_msr(msr: u32) -> u64 {
     // SAFETY: reads an MSR; one that does not exist raises an exception that is reported.
     unsafe { call(cpl0_rdmsr, u64::from(msr), 0, 0) }
 }
 
 /// # Safety
 /// The value must leave the CPU as the rest of the guest expects it.
-pub unsafe fn write_msr(msr: u32, value: u64) {
+pub(crate) unsafe fn write_msr(msr: u32, value: u64) {
     // SAFETY: the caller vouches for the value.
     unsafe {
         call(cpl0_wrmsr, u64::from(msr), value, 0);
@@ -79,7 +79,7 @@ pub unsafe fn write_msr(msr: u32, value: u64) {
 }
 
 /// EAX, EBX, ECX, EDX of a CPUID leaf, as CPL 0 sees it: on some hosts CPL 3 sees the host's.
-pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+pub(crate) fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     let mut registers = [0; 4];
     // SAFETY: the routine writes the four registers.
     unsafe {
@@ -89,7 +89,7 @@ pub fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 }
 
 /// Lets interrupts in, or keeps them out.
-pub fn set_interrupts(on: bool) {
+pub(crate) fn set_interrupts(on: bool) {
     // SAFETY: all vectors in use have handlers, which only count.
     unsafe {
         call(cpl0_set_interrupts, if on { 0x200 } else { 0 }, 0, 0);
@@ -97,12 +97,12 @@ pub fn set_interrupts(on: bool) {
 }
 
 /// Halts this CPU for good, with interrupts off.
-pub fn halt() -> ! {
+pub(crate) fn halt() -> ! {
     never_returns(cpl0_halt)
 }
 
 /// Runs `iterations` (at least 1) of a loop of two instructions at CPL 0.
-pub fn count_down(iterations: u64) {
+pub(crate) fn count_down(iterations: u64) {
     // SAFETY: the routine changes one register.
     unsafe {
         call(cpl0_loop, iterations, 0, 0);
@@ -110,11 +110,11 @@ pub fn count_down(iterations: u64) {
 }
 
 /// Runs what an emulated CPL 0 cannot, or else faults threefold.
-pub fn crash() -> ! {
+pub(crate) fn crash() -> ! {
     never_returns(cpl0_crash)
 }
 
-pub fn triple_fault() -> ! {
+pub(crate) fn triple_fault() -> ! {
     never_returns(cpl0_triple_fault)
 }
 

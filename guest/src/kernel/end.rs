@@ -10,7 +10,7 @@ const ACPI_SLEEP_CONTROL: u16 = 0x600;
 const ACPI_RESET: u16 = 0x602;
 
 /// Ends a test that succeeded as `end=` and `code=` ask.
-pub fn as_asked(cmdline: &Cmdline) -> ! {
+pub(crate) fn as_asked(cmdline: &Cmdline) -> ! {
     let code = match cmdline.number(b"code") {
         Ok(code) => code.map_or(exit_code::SUCCESS, |code| code as u8),
         Err(failed) => failure(failed),
@@ -30,7 +30,7 @@ pub fn as_asked(cmdline: &Cmdline) -> ! {
 }
 
 /// Ends a test that failed.
-pub fn failure(code: u8) -> ! {
+pub(crate) fn failure(code: u8) -> ! {
     uart::text(b"sparkler guest: failed, code 0x");
     uart::number(u64::from(code), 16);
     uart::text(b"\n");
@@ -38,7 +38,7 @@ pub fn failure(code: u8) -> ! {
 }
 
 /// Spins at CPL 3 forever, interrupts off.
-pub fn hang() -> ! {
+pub(crate) fn hang() -> ! {
     loop {
         core::hint::spin_loop();
     }

@@ -25,7 +25,7 @@ const TRANSMITTED_INTERRUPT: u8 = 2;
 const OUT2: u8 = 8;
 const LOOPBACK: u8 = 0x10;
 
-pub fn run(cmdline: &Cmdline) -> TestResult {
+pub(crate) fn run(cmdline: &Cmdline) -> TestResult {
     let wanted = cmdline.number(b"interrupts")?.unwrap_or(DEFAULT_INTERRUPTS);
     let apic = Apic::open()?;
     out8(PIC_MASTER_MASK, 0xff);

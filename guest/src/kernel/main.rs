@@ -3,6 +3,8 @@
 
 #![no_std]
 #![no_main]
+#![warn(unreachable_pub, unused_qualifications)]
+#![warn(clippy::undocumented_unsafe_blocks)]
 
 mod absent;
 mod apic;
@@ -12,6 +14,7 @@ mod cmdline;
 mod console;
 mod cpl0;
 mod end;
+#[allow(unreachable_pub, reason = "public in the library, which shares the file")]
 #[path = "../exit_code.rs"]
 mod exit_code;
 mod interrupts;
@@ -48,7 +51,6 @@ extern "C" fn body(protocol: u64, info: u64) -> ! {
 
 fn run(boot: &BootInfo, cmdline: &Cmdline) -> TestResult {
     if !cmdline.has(b"quiet") {
-        uart::set_up();
         uart::text(b"sparkler guest: booted by ");
         uart::text(boot.protocol());
         uart::text(b"\n");

@@ -16,12 +16,12 @@ const MAX_PAGES: usize = 256;
 static mut SAVED: [u64; MAX_PAGES] = [0; MAX_PAGES];
 
 /// The sum of the usable memory, in bytes.
-pub fn total(boot: &BootInfo) -> Result<u64, u8> {
+pub(crate) fn total(boot: &BootInfo) -> Result<u64, u8> {
     let sum = boot.usable().iter().fold(0, |sum: u64, region| sum.saturating_add(region.size));
     if sum == 0 { Err(NO_MEMORY_MAP) } else { Ok(sum) }
 }
 
-pub fn run(boot: &BootInfo, cmdline: &Cmdline) -> TestResult {
+pub(crate) fn run(boot: &BootInfo, cmdline: &Cmdline) -> TestResult {
     let total = total(boot)?;
     uart::key_value(b"memory_bytes", total);
     uart::key_value(b"regions", boot.usable().len() as u64);

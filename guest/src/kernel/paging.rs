@@ -4,7 +4,7 @@
 use core::ops::Range;
 use core::ptr::{addr_of_mut, read_volatile, write_volatile};
 
-pub const PAGE_SIZE: u64 = 4096;
+pub(crate) const PAGE_SIZE: u64 = 4096;
 const LARGE_PAGE_SIZE: u64 = 2 << 20;
 const PRESENT: u64 = 1;
 const WRITABLE_USER: u64 = 6;
@@ -28,18 +28,18 @@ unsafe extern "C" {
 }
 
 /// Where the guest itself lies, with its stacks and page tables.
-pub fn image() -> Range<u64> {
+pub(crate) fn image() -> Range<u64> {
     &raw const image_start as u64..&raw const image_end as u64
 }
 
 /// Makes the `length` bytes at the physical `address` accessible at the same virtual address.
 /// Only for the boot CPU.
-pub fn memory(address: u64, length: u64) -> *mut u8 {
+pub(crate) fn memory(address: u64, length: u64) -> *mut u8 {
     map(address, length, 0)
 }
 
 /// As [`memory`], for the registers of a device: not cached.
-pub fn device(address: u64, length: u64) -> *mut u8 {
+pub(crate) fn device(address: u64, length: u64) -> *mut u8 {
     map(address, length, WRITE_THROUGH | CACHE_DISABLE)
 }
 

@@ -5,13 +5,13 @@ use core::arch::asm;
 const MARK: u16 = 0xf8;
 
 /// Writes a boot mark: the monitor notes the time.
-pub fn mark(number: u8) {
+pub(crate) fn mark(number: u8) {
     out8(MARK, number);
 }
 
 macro_rules! port_access {
     ($read:ident, $write:ident, $type:ty, $register:tt) => {
-        pub fn $read(port: u16) -> $type {
+        pub(crate) fn $read(port: u16) -> $type {
             let value: $type;
             // SAFETY: reads a port; no device of a machine that we run on writes to memory.
             unsafe {
@@ -21,7 +21,7 @@ macro_rules! port_access {
             value
         }
 
-        pub fn $write(port: u16, value: $type) {
+        pub(crate) fn $write(port: u16, value: $type) {
             // SAFETY: writes a port; no device of a machine that we run on writes to memory.
             unsafe {
                 asm!(concat!("out dx, ", $register), in("dx") port, in($register) value,

@@ -31,7 +31,7 @@ unsafe extern "C" {
 }
 
 /// `test=vcpus`: all CPUs come up, have ids of their own, and calculate.
-pub fn vcpus(cmdline: &Cmdline) -> TestResult {
+pub(crate) fn vcpus(cmdline: &Cmdline) -> TestResult {
     let expected = expected(cmdline)?;
     start_others()?;
     report(0);
@@ -56,7 +56,7 @@ pub fn vcpus(cmdline: &Cmdline) -> TestResult {
 }
 
 /// `test=spin`: all CPUs spin forever at CPL 3, interrupts off.
-pub fn spin(cmdline: &Cmdline) -> TestResult {
+pub(crate) fn spin(cmdline: &Cmdline) -> TestResult {
     let expected = expected(cmdline)?;
     SPIN.store(true, SeqCst);
     start_others()?;

@@ -9,7 +9,7 @@ use crate::{TestResult, clock, cpl0, uart};
 const MIN_TICKS: u64 = 10_000_000;
 const INSTRUCTIONS_PER_ITERATION: u64 = 2;
 
-pub fn run(cmdline: &Cmdline) -> TestResult {
+pub(crate) fn run(cmdline: &Cmdline) -> TestResult {
     let khz = clock::tsc_khz(cmdline)?;
     uart::key_value(b"cpl0_instructions_per_second", per_second(cpl0::count_down, khz));
     uart::key_value(b"cpl3_instructions_per_second", per_second(count_down, khz));
