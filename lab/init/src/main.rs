@@ -1,0 +1,77 @@
+//! The init of a guest Linux: says what it sees of its machine, and ends it as the command line asks.
+//!
+//! It is the only program of the guest's initrd. Its words on the kernel's command line are
+//!
+//! | word | effect |
+//! |---|---|
+//! | `exit=N` | write N to the exit port (this is the default, with N = 0) |
+//! | `end=exit\|reboot\|poweroff\|panic\|hang` | end through the exit port, or as Linux would end |
+//!
+//! Its first act is boot mark 100, so that a timeline shows when user space began.
+
+mod ports;
+mod words;
+
+use anyhow::{Context, Result};
+use rustix::mount::{MountFlags, mount};
+use rustix::system::{RebootCommand, reboot};
+use std::fs;
+use std::io::Write;
+
+use ports::Ports;
+use words::{End, Words};
+
+/// The boot mark that says "user space has begun".
+const MARK_USER_SPACE: u8 = 100;
+
+fn main() -> Result<()> {
+    let ports = Ports::open().context("cannot reach the exit port and the boot-mark port")?;
+    ports.boot_mark(MARK_USER_SPACE);
+    mount_file_systems()?;
+    let words = Words::parse(&fs::read_to_string("/proc/cmdline")?)?;
+    report()?;
+    flush_console();
+    end(words.end, &ports)
+}
+
+fn mount_file_systems() -> Result<()> {
+    for (kind, target) in [("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")] {
+        fs::create_dir_all(target)?;
+        mount(kind, target, kind, MountFlags::empty(), None)
+            .with_context(|| format!("cannot mount {kind} on {target}"))?;
+    }
+    Ok(())
+}
+
+/// What the guest sees of its machine, one `name: value` a line.
+fn report() -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    let meminfo = fs::read_to_string("/proc/meminfo")?;
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or("?");
+    writeln!(out, "init: hello from user space")?;
+    writeln!(out, "nproc: {}", std::thread::available_parallelism()?)?;
+    writeln!(out, "memory: {}", total.trim())?;
+    writeln!(out, "kernel: {}", fs::read_to_string("/proc/version")?.trim())?;
+    Ok(())
+}
+
+/// Waits until the last byte has left the UART: the exit port ends the machine at once.
+fn flush_console() {
+    // A guest without a console has nothing to wait for.
+    let _ = rustix::termios::tcdrain(std::io::stdout());
+}
+
+fn end(end: End, ports: &Ports) -> Result<()> {
+    match end {
+        End::Exit(code) => ports.exit(code),
+        End::Reboot => reboot(RebootCommand::Restart)?,
+        End::PowerOff => reboot(RebootCommand::PowerOff)?,
+        // Linux panics when its init ends, which is what is asked for.
+        End::Panic => return Ok(()),
+        End::Hang => {}
+    }
+    // A machine that ends needs a moment to do so; init must not end before it.
+    loop {
+        std::thread::park();
+    }
+}

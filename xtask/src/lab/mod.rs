@@ -1,0 +1,207 @@
+//! The lab: a whole host with hardware-like KVM, emulated by QEMU, for any machine.
+
+mod files;
+mod image;
+mod qemu;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use crate::cargo::{self, LAB_TARGET, Workspace};
+use crate::setup::{self, Kernel};
+
+pub(crate) use files::Shared;
+pub(crate) use qemu::{Ended, Io};
+
+/// The command ran out of time, as `timeout(1)` says it.
+const EXIT_TIMED_OUT: u8 = 124;
+/// The lab itself failed: nothing is known of the command.
+const EXIT_LAB_FAILED: u8 = 125;
+
+/// The stock kernel and its initrd inside the lab.
+pub(crate) const GUEST_KERNEL: &str = "/boot/vmlinuz";
+pub(crate) const GUEST_INITRD: &str = "/boot/initrd";
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// vCPUs of the lab
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    smp: u8,
+    /// Memory of the lab in MiB
+    #[arg(long, default_value_t = 3072, value_name = "MIB")]
+    memory: u32,
+    /// End the lab after this time, with exit code 124
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+    /// Take a file or folder along, to /root inside unless GUEST says where
+    #[arg(long = "file", value_name = "HOST[:GUEST]")]
+    files: Vec<Shared>,
+    /// Set a variable in the command's environment
+    #[arg(long = "env", value_name = "NAME=VALUE", value_parser = files::parse_variable)]
+    env: Vec<(String, String)>,
+    /// Bring what the command leaves in /results out to this folder
+    #[arg(long, value_name = "DIR")]
+    results: Option<PathBuf>,
+    /// Give the command the terminal, with stdout and stderr as one (Ctrl-] x ends the lab)
+    #[arg(long, short)]
+    terminal: bool,
+    /// Show the console of the lab's kernel on stderr
+    #[arg(long, short)]
+    verbose: bool,
+    /// Leave our own `sparkler` out, and do not build it
+    #[arg(long)]
+    bare: bool,
+    /// What to run, not through a shell; nothing: a shell
+    #[arg(trailing_var_arg = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// `cargo xtask lab`.
+pub(crate) fn run(options: &Options) -> ExitCode {
+    match try_run(options) {
+        Ok(Ended::Exit(code)) => ExitCode::from(code),
+        Ok(Ended::TimedOut) => {
+            let limit = options.timeout.unwrap_or_default();
+            eprintln!("error: the command was still running after {limit} s; the lab was ended");
+            ExitCode::from(EXIT_TIMED_OUT)
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(EXIT_LAB_FAILED)
+        }
+    }
+}
+
+fn try_run(options: &Options) -> Result<Ended> {
+    let shell = options.command.is_empty();
+    let terminal = options.terminal || shell && std::io::stdin().is_terminal();
+    let lab = Lab::prepare(if options.bare { Binary::LeaveOut } else { Binary::Build })?;
+    let run = Run {
+        command: if shell { vec!["sh".into()] } else { options.command.clone() },
+        env: options.env.clone(),
+        files: options.files.clone(),
+        smp: options.smp,
+        memory: options.memory,
+        timeout: options.timeout.map(Duration::from_secs),
+        results: options.results.clone(),
+        verbose: options.verbose,
+    };
+    let io = if terminal { Io::Terminal } else { Io::Inherit };
+    Ok(lab.run(&run, io)?.ended)
+}
+
+/// Whether the lab has our own `sparkler` on its PATH.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Binary {
+    Build,
+    LeaveOut,
+}
+
+/// Our monitor, and a stock Linux for it to run: for this host and for the lab alike.
+pub(crate) struct Guest {
+    /// Our release binary, linked statically.
+    pub(crate) sparkler: Option<PathBuf>,
+    pub(crate) kernel: Kernel,
+    /// An initrd with our init alone.
+    pub(crate) initrd: PathBuf,
+    cache: PathBuf,
+}
+
+impl Guest {
+    /// Installs and builds what is missing.
+    pub(crate) fn prepare(binary: Binary) -> Result<Self> {
+        setup::guest_tools()?;
+        let cache = Workspace::load()?.lab();
+        let mut build = cargo::cargo("build");
+        build.args(["--release", "--target", LAB_TARGET, "--package", "sparkler-lab-init"]);
+        if binary == Binary::Build {
+            build.args(["--package", "sparkler-cli"]);
+        }
+        let built = cargo::build("building sparkler, linked statically", &mut build)?;
+        let find = |name| built.iter().find(|b| b.name == name).map(|b| b.executable.clone());
+        let init = find("sparkler-lab-init").context("cargo built no init for the guest")?;
+
+        let _lock = lock(&cache)?;
+        Ok(Self {
+            sparkler: find("sparkler"),
+            kernel: setup::kernel(&cache.join("kernel"))?,
+            initrd: files::pack_guest_initrd(&cache, &init)?,
+            cache,
+        })
+    }
+}
+
+/// Keeps a second run from making the same files at the same time; goes with the file handle.
+fn lock(cache: &Path) -> Result<File> {
+    fs::create_dir_all(cache)?;
+    let lock = File::create(cache.join("lock"))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)?;
+    Ok(lock)
+}
+
+/// Everything that a run in the lab needs, built and cached.
+pub(crate) struct Lab {
+    image: image::Image,
+    guest: Guest,
+}
+
+/// One run of one command in a lab of its own.
+pub(crate) struct Run {
+    pub(crate) command: Vec<OsString>,
+    pub(crate) env: Vec<(String, String)>,
+    pub(crate) files: Vec<Shared>,
+    pub(crate) smp: u8,
+    /// In MiB.
+    pub(crate) memory: u32,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) results: Option<PathBuf>,
+    pub(crate) verbose: bool,
+}
+
+impl Run {
+    /// A run with the usual machine and nothing taken along.
+    pub(crate) fn new(command: Vec<OsString>, timeout: Duration) -> Self {
+        Self {
+            command,
+            env: Vec::new(),
+            files: Vec::new(),
+            smp: 2,
+            memory: 3072,
+            timeout: Some(timeout),
+            results: None,
+            verbose: false,
+        }
+    }
+}
+
+impl Lab {
+    /// Installs and builds what is missing.
+    pub(crate) fn prepare(binary: Binary) -> Result<Self> {
+        Self::around(Guest::prepare(binary)?)
+    }
+
+    /// A lab whose guest is there already.
+    pub(crate) fn around(guest: Guest) -> Result<Self> {
+        setup::lab_tools()?;
+        let _lock = lock(&guest.cache)?;
+        Ok(Self { image: image::Image::prepare(&guest.cache, &guest.kernel)?, guest })
+    }
+
+    /// Boots the lab, runs the command, and switches the lab off.
+    pub(crate) fn run(&self, run: &Run, io: Io) -> Result<qemu::Finished> {
+        let scratch = tempfile::Builder::new().prefix("sparkler-lab-").tempdir()?;
+        let archive = files::pack(self, run, io, scratch.path())?;
+        let results = run.results.as_ref().map(|_| scratch.path().join("results.tar"));
+        let finished = qemu::boot(&self.image, run, io, &archive, results.as_deref())?;
+        if let (Some(folder), Some(archive)) = (&run.results, &results) {
+            files::unpack_results(archive, folder)?;
+        }
+        Ok(finished)
+    }
+}

@@ -1,0 +1,243 @@
+//! What a fresh machine lacks: Debian packages, Rust toolchains and targets, the lab's kernel.
+
+use anyhow::{Context, Result, bail};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::cargo::{LAB_TARGET, root};
+use crate::step;
+
+/// The Debian package that always depends on the current kernel for virtual machines.
+const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
+
+/// Programs that a guest is made with, and the Debian packages of each.
+const GUEST_PROGRAMS: [(&str, &str); 2] = [("cpio", "cpio"), ("cc", "gcc libc6-dev")];
+
+/// Programs that the lab needs beyond that.
+const LAB_PROGRAMS: [(&str, &str); 5] = [
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("/usr/share/seabios/bios-256k.bin", "seabios"),
+    ("busybox", "busybox-static"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("setpriv", "util-linux"),
+];
+
+/// Programs that the fuzz targets need beyond that: libFuzzer is C++.
+const FUZZ_PROGRAMS: [(&str, &str); 2] = [("cc", "gcc libc6-dev"), ("c++", "g++")];
+
+/// Something is missing that only the administrator can install.
+#[derive(Debug)]
+pub(crate) struct NeedsRoot(String);
+
+impl std::error::Error for NeedsRoot {}
+
+impl std::fmt::Display for NeedsRoot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Debian packages are missing; as root, run: {}", self.0)
+    }
+}
+
+/// Everything that a guest of ours and its monitor are made with, except the kernel.
+pub(crate) fn guest_tools() -> Result<()> {
+    debian_packages(&GUEST_PROGRAMS)?;
+    rust_target(LAB_TARGET)
+}
+
+/// Everything that the lab is made with.
+pub(crate) fn lab_tools() -> Result<()> {
+    debian_packages(&LAB_PROGRAMS)?;
+    guest_tools()
+}
+
+/// Everything that fuzzing needs except the nightly toolchain.
+pub(crate) fn fuzz_tools() -> Result<()> {
+    debian_packages(&FUZZ_PROGRAMS)?;
+    if succeeds(Command::new("cargo").args(["fuzz", "--version"])) {
+        return Ok(());
+    }
+    let mut install = Command::new("cargo");
+    step::run("installing cargo-fuzz", install.args(["install", "cargo-fuzz", "--locked"]))?;
+    Ok(())
+}
+
+/// A Rust toolchain by name, installed by rustup if it is not there.
+pub(crate) fn rust_toolchain(name: &str) -> Result<()> {
+    if succeeds(Command::new("rustup").args(["run", name, "cargo", "--version"])) {
+        return Ok(());
+    }
+    let mut install = Command::new("rustup");
+    install.args(["toolchain", "install", name, "--profile", "minimal", "--no-self-update"]);
+    step::run(&format!("installing Rust {name}"), &mut install)?;
+    Ok(())
+}
+
+fn rust_target(target: &str) -> Result<()> {
+    let mut sysroot = Command::new("rustc");
+    let output = sysroot.args(["--print", "target-libdir", "--target", target]).output()?;
+    if Path::new(String::from_utf8_lossy(&output.stdout).trim()).is_dir() {
+        return Ok(());
+    }
+    let mut add = Command::new("rustup");
+    add.current_dir(root()).args(["target", "add", target]);
+    step::run(&format!("installing the Rust target {target}"), &mut add)?;
+    Ok(())
+}
+
+fn debian_packages(programs: &[(&str, &str)]) -> Result<()> {
+    let missing: Vec<&str> = programs
+        .iter()
+        .filter(|(program, _)| find_program(program).is_none())
+        .flat_map(|(_, packages)| packages.split(' '))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let names = missing.join(" ");
+    let by_hand =
+        format!("apt-get update && apt-get install --yes --no-install-recommends {names}");
+    if find_program("apt-get").is_none() {
+        bail!("these Debian packages, or what they contain, are missing: {names}");
+    }
+    if !rustix::process::geteuid().is_root() {
+        return Err(NeedsRoot(by_hand).into());
+    }
+    update_package_lists()?;
+    let mut install = apt_get("install");
+    install.args(["--yes", "--no-install-recommends"]).args(&missing);
+    step::run(&format!("installing {names}"), &mut install)?;
+    Ok(())
+}
+
+/// Finds a program as the shell would, with the administrator's folders added; or a file by its path.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/local/sbin", "/usr/sbin", "/sbin"].map(PathBuf::from))
+        .map(|folder| folder.join(name))
+        .find(|file| file.is_file())
+}
+
+/// Debian's stock kernel, as its package carries it.
+pub(crate) struct Kernel {
+    /// Package, version and architecture, as in the package's file name.
+    pub(crate) package: String,
+    /// As `uname -r` says it.
+    pub(crate) release: String,
+    /// The bzImage, unmodified.
+    pub(crate) vmlinuz: PathBuf,
+    /// The folder of its modules.
+    pub(crate) modules: PathBuf,
+}
+
+/// Debian's current stock kernel, unpacked into a folder of `cache` named after the package's
+/// version. What is there is kept as long as Debian does not replace it.
+pub(crate) fn kernel(cache: &Path) -> Result<Kernel> {
+    fs::create_dir_all(cache)?;
+    let unpacked = current_kernel(cache).or_else(|_| {
+        // The lists are absent, or name a version that the mirror has replaced since.
+        update_package_lists()?;
+        current_kernel(cache)
+    })?;
+    // Debian moved /lib into /usr: both places are possible.
+    let modules = ["lib/modules", "usr/lib/modules"].map(|path| unpacked.join(path));
+    let modules = modules.iter().filter_map(|path| fs::read_dir(path).ok()).flatten().next();
+    let modules = modules.context("the kernel package has no modules")??.path();
+    let name = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let release = name(&modules).context("the kernel package has no release")?;
+    Ok(Kernel {
+        package: name(&unpacked).unwrap_or_default(),
+        vmlinuz: unpacked.join(format!("boot/vmlinuz-{release}")),
+        release,
+        modules,
+    })
+}
+
+fn current_kernel(cache: &Path) -> Result<PathBuf> {
+    let package = kernel_package()?;
+    let unpacked = cache.join(&package.version);
+    if !unpacked.is_dir() {
+        let scratch = tempfile::tempdir_in(cache)?;
+        let file = download(&package, scratch.path())?;
+        let mut unpack = Command::new("dpkg-deb");
+        unpack.arg("--extract").arg(file).arg(scratch.path().join("x"));
+        step::run("unpacking the kernel", &mut unpack)?;
+        fs::rename(scratch.path().join("x"), &unpacked)?;
+    }
+    Ok(unpacked)
+}
+
+struct KernelPackage {
+    name: String,
+    /// The file's name without `.deb`: package, version and architecture.
+    version: String,
+}
+
+/// Resolves today's kernel package from the package lists.
+fn kernel_package() -> Result<KernelPackage> {
+    let mut depends = Command::new("apt-cache");
+    depends.env("LC_ALL", "C").args(["depends", KERNEL_PACKAGE]);
+    let output = depends.output().context("cannot run apt-cache: the lab's kernel is Debian's")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let image = parse_dependency(&text)
+        .with_context(|| format!("the package lists do not know {KERNEL_PACKAGE}"))?;
+    let name = format!("{image}-unsigned");
+
+    let uris = apt_get("download").args(["--print-uris", &name]).output()?;
+    let uris = String::from_utf8_lossy(&uris.stdout).into_owned();
+    let file = uris.split_whitespace().find_map(|word| word.strip_suffix(".deb"));
+    let version = file.with_context(|| format!("the package lists do not know {name}"))?;
+    Ok(KernelPackage { name, version: version.to_owned() })
+}
+
+fn parse_dependency(depends: &str) -> Option<&str> {
+    depends
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        .find(|package| package.starts_with("linux-image-"))
+}
+
+fn download(package: &KernelPackage, folder: &Path) -> Result<PathBuf> {
+    let mut download = apt_get("download");
+    // apt would rather drop its rights for the download, and warns where `_apt` cannot write.
+    if rustix::process::geteuid().is_root() {
+        download.args(["-o", "APT::Sandbox::User=root"]);
+    }
+    download.arg(&package.name).current_dir(folder);
+    step::run(&format!("downloading {}", package.version), &mut download)?;
+    let file = fs::read_dir(folder)?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .find(|path| path.extension().is_some_and(|extension| extension == "deb"));
+    file.with_context(|| format!("`{}` left no file", step::describe(&download)))
+}
+
+fn update_package_lists() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(NeedsRoot("apt-get update".into()).into());
+    }
+    step::run("updating Debian's package lists", &mut apt_get("update"))?;
+    Ok(())
+}
+
+fn apt_get(subcommand: &str) -> Command {
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C").arg(subcommand);
+    command
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    let silent = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    silent.status().is_ok_and(|status| status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_current_kernel_is_what_the_meta_package_depends_on() {
+        let depends = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n";
+        assert_eq!(parse_dependency(depends), Some("linux-image-6.1.0-56-cloud-amd64"));
+        assert_eq!(parse_dependency("N: Unable to locate package\n"), None);
+    }
+}

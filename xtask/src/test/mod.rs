@@ -1,0 +1,66 @@
+//! `cargo xtask test`: every tier that this host can run.
+//!
+//! | tier | what | needs |
+//! |---|---|---|
+//! | T0 | tests that are not ignored, documentation tests, a build with the oldest compiler promised | nothing |
+//! | T1 | ignored tests, except those of programs named `linux_*` | `/dev/kvm` of any kind |
+//! | T2 | all ignored tests in the lab, and a boot of Debian's kernel; on hardware KVM `linux_*` there too | Debian's QEMU |
+//! | T3 | each fuzz target for a while | a nightly compiler |
+//!
+//! A test that needs `/dev/kvm` is marked `#[ignore = "needs /dev/kvm"]`; an integration test that boots
+//! a stock Linux stands in a file `tests/linux_*.rs`, is marked `#[ignore = "needs the lab"]`, and finds
+//! kernel and initrd by the variables `SPARKLER_KERNEL` and `SPARKLER_INITRD`. So `cargo test` alone passes
+//! anywhere, and a test that found no KVM is never counted as passed: here it is skipped, by count.
+//!
+//! In the lab a test has its own program and, at the path that `CARGO_BIN_EXE_…` names, the binaries of
+//! its package; not the source tree.
+
+mod harness;
+mod tiers;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use std::process::ExitCode;
+
+use crate::report::Report;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Run this tier only (may be given more than once)
+    #[arg(long = "tier", value_name = "TIER", ignore_case = true)]
+    tiers: Vec<Tier>,
+    /// How long each fuzz target runs
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    fuzz_seconds: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Tier {
+    /// Needs nothing
+    T0,
+    /// This host's KVM
+    T1,
+    /// The lab, or hardware KVM
+    T2,
+    /// Fuzzing
+    T3,
+}
+
+/// Runs the tiers and fails if a test did.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    let mut report = Report::default();
+    let chosen = |tier| options.tiers.is_empty() || options.tiers.contains(&tier);
+    if chosen(Tier::T0) {
+        tiers::t0(&mut report)?;
+    }
+    if chosen(Tier::T1) {
+        tiers::t1(&mut report)?;
+    }
+    if chosen(Tier::T2) {
+        tiers::t2(&mut report)?;
+    }
+    if chosen(Tier::T3) {
+        tiers::t3(&mut report, options.fuzz_seconds)?;
+    }
+    Ok(if report.print() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,190 @@
+//! The tiers, one function each.
+
+use anyhow::Result;
+use std::ffi::OsString;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::harness::{Harness, Need, Programs};
+use crate::cargo::{self, LAB_TARGET, Workspace};
+use crate::host::Kvm;
+use crate::lab::{Binary, Ended, GUEST_INITRD, GUEST_KERNEL, Guest, Io, Lab, Run, Shared};
+use crate::report::{Counts, Report};
+use crate::{demo, setup, step};
+
+/// For one test program: the slowest takes about a minute in the lab.
+const LIMIT: Duration = Duration::from_secs(600);
+
+pub(super) fn t0(report: &mut Report) -> Result<()> {
+    let common = ["--workspace", "--all-features", "--no-fail-fast"];
+    let mut tests = cargo::cargo("test");
+    tests.args(common).args(["--lib", "--bins", "--tests", "--examples"]);
+    run_harness(report, "T0", "unit and integration tests", &mut tests)?;
+    run_harness(
+        report,
+        "T0",
+        "documentation tests",
+        cargo::cargo("test").args(common).arg("--doc"),
+    )?;
+
+    let workspace = Workspace::load()?;
+    let what = format!("build with Rust {}", workspace.msrv);
+    if let Err(error) = setup::rust_toolchain(&workspace.msrv) {
+        report.skipped("T0", &what, 1, &format!("{error:#}"));
+        return Ok(());
+    }
+    let mut check = cargo::cargo_of(&workspace.msrv, "check");
+    check.args(["--all-features", "--target-dir"]).arg(workspace.target.join("msrv"));
+    for package in &workspace.published {
+        check.args(["--package", package]);
+    }
+    run_one(report, "T0", &what, &mut check)
+}
+
+pub(super) fn t1(report: &mut Report) -> Result<()> {
+    let kvm = Kvm::probe();
+    for harness in Programs::build(None)?.harnesses {
+        if harness.need() != Need::Kvm {
+            continue;
+        }
+        if kvm == Kvm::None {
+            report.skipped("T1", &harness.title(), harness.tests, &kvm.to_string());
+            continue;
+        }
+        let mut run = on_this_host(&harness);
+        run_harness(report, "T1", &format!("{}, {kvm}", harness.title()), &mut run)?;
+    }
+    Ok(())
+}
+
+pub(super) fn t2(report: &mut Report) -> Result<()> {
+    if Kvm::probe() == Kvm::Hardware {
+        let guest = Guest::prepare(Binary::LeaveOut)?;
+        for harness in Programs::build(None)?.harnesses {
+            if harness.need() == Need::StockLinux {
+                let mut run = on_this_host(&harness);
+                run.env("SPARKLER_KERNEL", &guest.kernel.vmlinuz)
+                    .env("SPARKLER_INITRD", &guest.initrd);
+                let title = format!("{}, hardware KVM", harness.title());
+                run_harness(report, "T2", &title, &mut run)?;
+            }
+        }
+    }
+    let lab = match Lab::prepare(Binary::Build) {
+        Ok(lab) => lab,
+        Err(error) if error.is::<setup::NeedsRoot>() => {
+            let tests: usize = Programs::build(None)?.harnesses.iter().map(|h| h.tests).sum();
+            report.skipped("T2", "everything in the lab", tests + 1, &format!("{error:#}"));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+
+    let mut boot = vec![OsString::from("sparkler")];
+    boot.extend(demo::stock_boot(GUEST_KERNEL.as_ref(), GUEST_INITRD.as_ref()));
+    let boot = Run::new(boot, LIMIT);
+    run_in_lab(report, &lab, "boot of Debian's kernel, lab", &boot, |ended, _| {
+        Counts::one(ended == Some(Ended::Exit(demo::EXIT_CODE)))
+    })?;
+
+    let programs = Programs::build(Some(LAB_TARGET))?;
+    for harness in &programs.harnesses {
+        let mut run =
+            Run::new(vec![harness.built.executable.clone().into(), "--ignored".into()], LIMIT);
+        let own = programs.binaries.iter().filter(|binary| binary.package == harness.built.package);
+        // At the same path as here: that is what the test was compiled with.
+        let files = own.chain([&harness.built]).map(|built| &built.executable);
+        run.files = files.map(|file| Shared { host: file.clone(), guest: file.clone() }).collect();
+        let title = format!("{}, lab", harness.title());
+        run_in_lab(report, &lab, &title, &run, |ended, output| {
+            Counts::of_output(output, ended == Some(Ended::Exit(0)))
+        })?;
+    }
+    Ok(())
+}
+
+pub(super) fn t3(report: &mut Report, seconds: u32) -> Result<()> {
+    let folder = cargo::root().join("fuzz");
+    let mut check = cargo::cargo("check");
+    check.arg("--manifest-path").arg(folder.join("Cargo.toml"));
+    if let Err(error) = setup::rust_toolchain("nightly").and_then(|()| setup::fuzz_tools()) {
+        report.skipped("T3", "fuzz targets", 1, &format!("{error:#}"));
+        return Ok(());
+    }
+    run_one(report, "T3", "fuzz targets compile", &mut check)?;
+
+    let list = step::run("listing fuzz targets", cargo::cargo("fuzz").arg("list"))?.stdout;
+    for target in list.split_whitespace() {
+        let mut fuzz = cargo::cargo_of("nightly", "fuzz");
+        fuzz.args(["run", target, "--", &format!("-max_total_time={seconds}")]);
+        run_one(report, "T3", &format!("fuzz {target}, {seconds} s"), &mut fuzz)?;
+    }
+    Ok(())
+}
+
+fn on_this_host(harness: &Harness) -> Command {
+    let mut run = Command::new("timeout");
+    run.arg(LIMIT.as_secs().to_string()).arg(&harness.built.executable).arg("--ignored");
+    run.current_dir(&harness.built.folder);
+    run
+}
+
+/// Runs something that prints `test result:` lines.
+fn run_harness(
+    report: &mut Report,
+    tier: &'static str,
+    what: &str,
+    command: &mut Command,
+) -> Result<()> {
+    measure(report, tier, what, command, Counts::of_output)
+}
+
+/// Runs something that counts as one test.
+fn run_one(
+    report: &mut Report,
+    tier: &'static str,
+    what: &str,
+    command: &mut Command,
+) -> Result<()> {
+    measure(report, tier, what, command, |_, well| Counts::one(well))
+}
+
+fn measure(
+    report: &mut Report,
+    tier: &'static str,
+    what: &str,
+    command: &mut Command,
+    count: fn(&str, bool) -> Counts,
+) -> Result<()> {
+    let begun = Instant::now();
+    let output = step::run_any(&format!("{tier} {what}"), command)?;
+    let well = output.status.success();
+    if !well {
+        eprint!("{}", output.transcript);
+        eprintln!("error: `{}` failed ({})", step::describe(command), output.status);
+    }
+    report.ran(tier, what, count(&output.transcript, well), begun.elapsed());
+    Ok(())
+}
+
+/// Runs something in a lab of its own; a lab that broke down is a failure like any other.
+fn run_in_lab(
+    report: &mut Report,
+    lab: &Lab,
+    what: &str,
+    run: &Run,
+    count: impl FnOnce(Option<Ended>, &str) -> Counts,
+) -> Result<()> {
+    let begun = Instant::now();
+    let (ended, output) = match step::during(&format!("T2 {what}"), || lab.run(run, Io::Capture)) {
+        Ok(finished) => (Some(finished.ended), finished.output),
+        Err(error) => (None, format!("{error:#}\n")),
+    };
+    let counts = count(ended, &output);
+    if counts.failed > 0 {
+        eprint!("{output}");
+        eprintln!("error: {what} failed ({ended:?})");
+    }
+    report.ran("T2", what, counts, begun.elapsed());
+    Ok(())
+}
