@@ -1,5 +1,12 @@
 //! The guest as a loader sees it.
 
+#![allow(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "here a panic is a failed test"
+)]
+
 use sparkler_guest::ELF;
 
 const PT_LOAD: u32 = 1;
