@@ -45,8 +45,8 @@ pub(crate) fn run(cmdline: &Cmdline) -> TestResult {
     out8(uart::INTERRUPT_ENABLE, 0);
     out8(uart::MODEM_CONTROL, OUT2);
     cpl0::set_interrupts(false);
-    uart::key_value(b"uart_interrupts", count(UART_VECTOR));
     uart::text(b"\n");
+    uart::key_value(b"uart_interrupts", count(UART_VECTOR));
     result
 }
 

@@ -53,7 +53,6 @@ pub(crate) fn run(boot: &BootInfo, cmdline: &Cmdline) -> TestResult {
         count += 1;
     }
     uart::key_value(b"pages_checked", count);
-    uart::text(b"\n");
     if intact { Ok(()) } else { Err(MEMORY_CONTENT) }
 }
 

@@ -14,7 +14,6 @@ pub(crate) fn run(cmdline: &Cmdline) -> TestResult {
     uart::key_value(b"cpl0_instructions_per_second", per_second(cpl0::count_down, khz));
     uart::key_value(b"cpl3_instructions_per_second", per_second(count_down, khz));
     uart::key_value(b"tsc_khz", khz);
-    uart::text(b"\n");
     Ok(())
 }
 

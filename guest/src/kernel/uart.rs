@@ -43,12 +43,12 @@ pub(crate) fn text(text: &[u8]) {
     }
 }
 
-/// Prints `key=value` and a space; `value` in decimal.
+/// Prints the line `key=value`; `value` in decimal.
 pub(crate) fn key_value(key: &[u8], value: u64) {
     text(key);
     text(b"=");
     number(value, 10);
-    text(b" ");
+    text(b"\n");
 }
 
 /// Prints `value` in the given base, at most 16.
