@@ -110,7 +110,7 @@ pub(crate) fn unpack(compression: Compression, data: &[u8], size: u32) -> io::Re
             size,
         ),
         #[cfg(feature = "lz4")]
-        Compression::Lz4 => read_up_to(lz4_flex::frame::FrameDecoder::new(data), size),
+        Compression::Lz4 => unpack_lz4(data, size),
         #[cfg(feature = "zstd")]
         Compression::Zstd => unpack_zstd(data, size),
         _ => Err(io::ErrorKind::Unsupported.into()),
@@ -134,12 +134,44 @@ fn unpack_zstd(data: &[u8], size: u32) -> io::Result<Vec<u8>> {
     Ok(unpacked)
 }
 
+/// The legacy frame: after the magic number, blocks of up to 8 MiB, each behind its packed size.
+/// lz4_flex's own reader of it refuses blocks that packing made larger, as one with a compressed
+/// built-in initramfs is.
+#[cfg(feature = "lz4")]
+fn unpack_lz4(data: &[u8], size: u32) -> io::Result<Vec<u8>> {
+    const MAGIC_LEN: usize = 4;
+    const BLOCK: usize = 8 << 20;
+
+    let end = usize::try_from(size).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let mut unpacked = vec_with_capacity(end.saturating_add(BLOCK))?;
+    unpacked.resize(end.saturating_add(BLOCK), 0);
+    let mut len = 0;
+    let mut rest = data.get(MAGIC_LEN..).unwrap_or_default();
+    while !rest.is_empty() && len <= end {
+        let (packed, tail) = rest.split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
+        let packed = usize::try_from(u32::from_le_bytes(*packed)).unwrap_or(usize::MAX);
+        let (block, tail) = tail.split_at_checked(packed).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let output = unpacked.get_mut(len..len + BLOCK).unwrap_or_default();
+        len += lz4_flex::block::decompress_into(block, output).map_err(io::Error::other)?;
+        rest = tail;
+    }
+    unpacked.truncate(len);
+    Ok(unpacked)
+}
+
 /// Reads to the end, so that the decoder checks what follows the data, or to `size + 1` bytes.
 #[allow(dead_code, reason = "unused without any compression")]
 fn read_up_to(reader: impl Read, size: u32) -> io::Result<Vec<u8>> {
-    let mut unpacked = Vec::new();
-    let capacity = usize::try_from(size).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    unpacked.try_reserve_exact(capacity).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    let mut unpacked =
+        vec_with_capacity(usize::try_from(size).map_err(|_| io::ErrorKind::OutOfMemory)?)?;
     reader.take(u64::from(size) + 1).read_to_end(&mut unpacked)?;
     Ok(unpacked)
+}
+
+/// The size is an image's word, so a host that has not so much must not abort.
+#[allow(dead_code, reason = "unused without any compression")]
+fn vec_with_capacity(capacity: usize) -> io::Result<Vec<u8>> {
+    let mut vec = Vec::new();
+    vec.try_reserve_exact(capacity).map_err(|_| io::ErrorKind::OutOfMemory)?;
+    Ok(vec)
 }
