@@ -24,15 +24,24 @@ fn per_second(count_down: fn(u64), khz: u64) -> u64 {
     }
     let mut iterations = 1_000;
     loop {
-        let start = clock::now();
-        count_down(iterations);
-        let ticks = clock::now() - start;
+        let ticks = fastest(|| count_down(iterations));
         if ticks >= MIN_TICKS {
             let microseconds = ticks * 1000 / khz;
             return iterations * INSTRUCTIONS_PER_ITERATION * 1_000_000 / microseconds.max(1);
         }
         iterations *= 2;
     }
+}
+
+/// The ticks that the fastest of three runs took: the host may do something else during one.
+fn fastest(run: impl Fn()) -> u64 {
+    let mut least = u64::MAX;
+    for _ in 0..3 {
+        let start = clock::now();
+        run();
+        least = least.min(clock::now().wrapping_sub(start));
+    }
+    least
 }
 
 /// The same loop as at CPL 0.
