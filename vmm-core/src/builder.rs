@@ -128,7 +128,9 @@ impl VmBuilder {
             };
             (hardware, entry)
         });
-        let (hardware, entry) = (hardware?, entry?);
+        // A mistake of the caller is told before what the host lacks.
+        let entry = entry?;
+        let hardware = hardware?;
         self.check_address_width(&hardware)?;
         self.assemble(hardware, &entry, memory, Arc::new(Control::new(count, recorder)))
     }
@@ -235,8 +237,10 @@ impl Hardware {
             return Err(BuildError::Vcpus { requested: u32::from(count), limit });
         }
         let vm = create_vm(&kvm)?;
-        x86_64::create_irqchip(&vm, !acpi)?;
+        // Memory before the irqchip: the other way round, the slot waits for an RCU grace period that the
+        // irqchip's routing has begun, milliseconds on an idle host.
         add_memory(&vm, memory)?;
+        x86_64::create_irqchip(&vm, !acpi)?;
         let template = VcpuTemplate::new(&kvm, count, !acpi)?;
         let vcpus = (0..count).map(|index| create_vcpu(&vm, &template, index));
         let vcpus = vcpus.collect::<Result<_, _>>()?;

@@ -96,6 +96,8 @@ impl RunningVm {
             }
         }
         threads.console.finish(hurry);
+        // Should its thread be stuck in the writer, what is left here is lost.
+        self.console_output.close();
         self.control.recorder().record(Milestone::TornDown);
     }
 }

@@ -23,12 +23,21 @@ pub(super) fn start(
     wake: &Wake,
 ) -> Result<Worker, StartError> {
     Worker::start("console-out", wake.clone(), move |state| {
+        let _closed = CloseOnDrop(Arc::clone(&buffer));
         if let Err(error) = copy(&buffer, &mut output, state) {
             log::warn!("the console's writer failed, further output is dropped: {error}");
         }
-        // Whatever comes from here on has nowhere to go: it is counted as dropped.
-        buffer.close();
     })
+}
+
+/// When the thread ends, also by a panic of the writer, whatever comes then has nowhere to go: it is
+/// counted as dropped.
+struct CloseOnDrop(Arc<OutputBuffer>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.close();
+    }
 }
 
 /// Returns when asked to finish and nothing is left, when abandoned, or when the writer fails.
@@ -42,10 +51,9 @@ fn copy(buffer: &OutputBuffer, output: &mut Output, state: &WorkerState) -> io::
             wait(state, None)?;
             continue;
         }
-        let mut unwritten = chunk.as_slice();
-        let result = write_all(&mut unwritten, output, state);
-        buffer.count_dropped(unwritten.len());
-        result?;
+        let mut unwritten = Unwritten { bytes: &chunk, buffer };
+        write_all(&mut unwritten.bytes, output, state)?;
+        drop(unwritten);
         chunk.clear();
         if state.is_abandoned() {
             return Ok(());
@@ -53,6 +61,19 @@ fn copy(buffer: &OutputBuffer, output: &mut Output, state: &WorkerState) -> io::
         if !state.is_finishing() {
             wait(state, Some(GATHER))?;
         }
+    }
+}
+
+/// Bytes taken from the buffer. Those that the writer has not taken when this is dropped, for whatever
+/// reason, are counted.
+struct Unwritten<'a> {
+    bytes: &'a [u8],
+    buffer: &'a OutputBuffer,
+}
+
+impl Drop for Unwritten<'_> {
+    fn drop(&mut self) {
+        self.buffer.count_dropped(self.bytes.len());
     }
 }
 

@@ -1,0 +1,47 @@
+//! What the tests on KVM share.
+
+// Each test file uses a part of it.
+#![allow(dead_code)]
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+use sparkler::{Console, Kernel, MemorySize, Outcome, Vm, VmBuilder};
+
+/// A machine with the built-in guest, which does what `cmdline` says.
+pub(crate) fn guest(cmdline: &str) -> VmBuilder {
+    Vm::builder()
+        .memory(MemorySize::mib(16))
+        .kernel(Kernel::bytes(sparkler_guest::ELF))
+        .cmdline(cmdline)
+}
+
+/// Runs the built-in guest to its end.
+pub(crate) fn run(cmdline: &str) -> Outcome {
+    guest(cmdline).build().unwrap().start().unwrap().wait().unwrap()
+}
+
+/// Collects what a guest prints.
+#[derive(Clone, Default)]
+pub(crate) struct Captured(Arc<Mutex<Vec<u8>>>);
+
+impl Captured {
+    pub(crate) fn console(&self) -> Console {
+        Console::output(self.clone())
+    }
+
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl Write for Captured {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

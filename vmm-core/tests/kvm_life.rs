@@ -1,0 +1,96 @@
+//! Many machines in one process leave nothing behind. One test: it counts what the whole process has.
+
+mod common;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use sparkler::{MemorySize, Outcome, RunningVm};
+
+use crate::common::{Captured, guest};
+
+/// A size that nothing else in the process maps.
+const MEMORY: MemorySize = MemorySize::kib((17 << 10) + 4);
+
+/// What a machine takes from its process.
+#[derive(Debug, PartialEq, Eq)]
+struct Holdings {
+    threads: usize,
+    fds: usize,
+    guest_memories: u64,
+    kvm_mappings: usize,
+}
+
+fn holdings() -> Holdings {
+    let count = |directory| fs::read_dir(directory).unwrap().count();
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let size = |line: &str| {
+        let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+        u64::from_str_radix(end, 16).unwrap() - u64::from_str_radix(start, 16).unwrap()
+    };
+    Holdings {
+        threads: count("/proc/self/task"),
+        fds: count("/proc/self/fd"),
+        // Neighbours show up as one mapping.
+        guest_memories: maps
+            .lines()
+            .map(size)
+            .filter(|size| size.is_multiple_of(MEMORY.as_bytes()))
+            .map(|size| size / MEMORY.as_bytes())
+            .sum(),
+        kvm_mappings: maps.lines().filter(|line| line.contains("kvm")).count(),
+    }
+}
+
+/// A joined thread may stay in the kernel's list for a moment: waits until it is gone.
+fn assert_returns_to(before: &Holdings) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while holdings() != *before && Instant::now() < deadline {
+        std::thread::yield_now();
+    }
+    assert_eq!(holdings(), *before);
+}
+
+fn start(cmdline: &str) -> RunningVm {
+    let console = Captured::default().console();
+    guest(cmdline).memory(MEMORY).console(console).build().unwrap().start().unwrap()
+}
+
+fn drop_within_a_second(running: RunningVm) {
+    let begin = Instant::now();
+    drop(running);
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn threads_fds_and_mappings_return_to_where_they_were() {
+    let before = holdings();
+
+    for number in 0..300u32 {
+        let code = u8::try_from(number % 256).unwrap();
+        let running = start(&format!("quiet code={code}"));
+        assert_eq!(running.wait().unwrap(), Outcome::Exited(code));
+    }
+    assert_returns_to(&before);
+
+    // Fifty at once, all with something else on their mind when they are dropped.
+    let whiles =
+        ["test=hang", "test=halt", "test=print bytes=100000000", "test=echo", "quiet code=3"];
+    let running: Vec<_> = (0..50).map(|number| start(whiles[number % whiles.len()])).collect();
+    assert_eq!(holdings().guest_memories, before.guest_memories + 50);
+    running.into_iter().for_each(drop_within_a_second);
+    assert_returns_to(&before);
+
+    // Dropped at once after the start, at any point of the guest's boot.
+    for number in 0..50 {
+        let running = start("test=hang");
+        std::thread::sleep(Duration::from_micros(number * 40)); // Spreads the drops over the boot.
+        drop_within_a_second(running);
+    }
+    // Built and never started.
+    for _ in 0..20 {
+        drop(guest("").memory(MEMORY).build().unwrap());
+    }
+    assert_returns_to(&before);
+}

@@ -1,0 +1,92 @@
+//! Stopping from other threads, in any order, any number of times.
+
+mod common;
+
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sparkler::{Milestone, Outcome};
+
+use crate::common::guest;
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn eight_threads_stop_and_wait_for_one_machine_and_agree() {
+    let running = guest("test=hang").vcpus(4).build().unwrap().start().unwrap();
+    let together = Barrier::new(8);
+    thread::scope(|scope| {
+        for number in 0..8 {
+            let (running, together) = (&running, &together);
+            scope.spawn(move || {
+                together.wait();
+                if number % 2 == 0 {
+                    running.stop_handle().stop();
+                    running.stop_handle().stop();
+                }
+                assert_eq!(running.wait().unwrap(), Outcome::Stopped);
+            });
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_stop_handle_outlives_its_machine() {
+    let running = guest("quiet code=5").build().unwrap().start().unwrap();
+    let stop = running.stop_handle();
+    assert_eq!(running.wait().unwrap(), Outcome::Exited(5));
+    stop.stop();
+    assert_eq!(running.wait().unwrap(), Outcome::Exited(5), "the end stays what it was");
+    drop(running);
+    stop.stop();
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn sixty_four_vcpus_stop_within_a_second() {
+    let running = guest("test=hang").vcpus(64).build().unwrap().start().unwrap();
+    let begin = Instant::now();
+    running.stop_handle().stop();
+    assert_eq!(running.wait().unwrap(), Outcome::Stopped);
+    assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_signal_to_the_process_does_not_reach_the_guests_threads() {
+    // Any signal to this process is handled on the process's own threads; here the default action of
+    // SIGURG and SIGWINCH is to be ignored, and the machine must not notice.
+    let running = guest("test=hang").build().unwrap().start().unwrap();
+    for _ in 0..1000 {
+        // SAFETY: both signals are ignored by default, and this is our own process.
+        unsafe {
+            libc::kill(libc::getpid(), libc::SIGURG);
+            libc::kill(libc::getpid(), libc::SIGWINCH);
+        }
+    }
+    running.stop_handle().stop();
+    assert_eq!(running.wait().unwrap(), Outcome::Stopped);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn the_timeline_tells_the_life_in_order() {
+    let running = guest("quiet code=0").build().unwrap().start().unwrap();
+    running.wait().unwrap();
+    let timeline = running.timeline();
+    let order = [
+        Milestone::MemoryMapped,
+        Milestone::Built,
+        Milestone::Started,
+        Milestone::GuestEntered,
+        Milestone::Mark(1),
+        Milestone::Mark(2),
+        Milestone::Ended,
+        Milestone::TornDown,
+    ];
+    let times =
+        order.map(|milestone| timeline.at(milestone).unwrap_or_else(|| panic!("no {milestone}")));
+    assert!(times.is_sorted(), "{timeline:?}");
+    assert!(times[7] < Duration::from_secs(10));
+}
