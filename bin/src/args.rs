@@ -39,6 +39,7 @@ Exit codes:
   N      the guest wrote N (0-255) to the exit port, 0xf4
   0      the guest switched itself off, or reset itself
   2      nothing was started: usage, bad input, or no usable /dev/kvm
+  101    a defect of sparkler: it panicked
   124    stopped with Ctrl-A x
   125    the monitor failed
   126    the guest crashed

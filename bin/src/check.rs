@@ -1,7 +1,5 @@
 //! `sparkler check`: is this host fit, and if not, what to do.
 
-use std::fmt;
-
 use serde_json::{Value, json};
 use sparkler::{
     MemorySize, Outcome,
@@ -73,17 +71,25 @@ fn with_optional(kvm: &KvmReport) -> String {
 fn boot(findings: &mut Vec<Finding>) -> Option<Speed> {
     const QUESTION: &str = "built-in guest";
     let job = Job { cmdline: "test=speed", vcpus: 1, memory: MemorySize::mib(16) };
-    let result = job.run();
-    let speed = result.as_ref().ok().and_then(|done| Speed::printed_in(&done.printed));
-    findings.push(match (&result, speed) {
-        (Err(failure), _) => no(QUESTION, chain(failure)),
-        (Ok(Done { outcome: Outcome::Exited(0), .. }), Some(speed)) => {
-            yes(QUESTION, speed.to_string())
+    let done = match job.run() {
+        Ok(done) if done.outcome == Outcome::Exited(0) => done,
+        Ok(Done { outcome, .. }) => {
+            findings.push(no(QUESTION, format!("does not run as it should: {outcome}")));
+            return None;
         }
-        (Ok(Done { outcome, .. }), _) => {
-            no(QUESTION, format!("does not run as it should: {outcome}; please report this"))
+        Err(failure) => {
+            findings.push(no(QUESTION, chain(&failure)));
+            return None;
         }
-    });
+    };
+    findings.push(yes(QUESTION, "runs".into()));
+    let speed = Speed::printed_in(&done.printed);
+    let per_second = |speed: Option<u64>| match speed {
+        Some(speed) => format!("{} million instructions a second", speed.div_ceil(1_000_000)),
+        None => "unknown: KVM does not tell the frequency of the time-stamp counter".into(),
+    };
+    findings.push(yes("kernel speed", per_second(speed.map(|s| s.kernel))));
+    findings.push(yes("user speed", per_second(speed.map(|s| s.user))));
     speed
 }
 
@@ -98,18 +104,10 @@ impl Speed {
     fn printed_in(text: &str) -> Option<Self> {
         let value = |key: &str| {
             let mut values = text.split_whitespace().filter_map(|word| word.strip_prefix(key));
-            values.next()?.strip_prefix('=')?.parse().ok()
+            values.next()?.strip_prefix('=')?.parse().ok().filter(|&speed: &u64| speed > 0)
         };
         let kernel = value("cpl0_instructions_per_second")?;
         Some(Self { kernel, user: value("cpl3_instructions_per_second")? })
-    }
-}
-
-impl fmt::Display for Speed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let millions = |speed: u64| speed.div_ceil(1_000_000);
-        let (kernel, user) = (millions(self.kernel), millions(self.user));
-        write!(f, "runs; million instructions a second: {kernel} in its kernel, {user} beside it")
     }
 }
 

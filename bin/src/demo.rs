@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use sparkler::{MemorySize, Outcome, host::HostReport};
+use sparkler::{
+    MemorySize, Outcome,
+    host::{HostKind, HostReport},
+};
 
 use crate::{
     built_in::{Done, Job},
@@ -56,7 +59,11 @@ pub(crate) fn demo() -> Result<u8, Failure> {
         print(format!("{wrong} of {} boots went wrong.\n", ACTS.len()))?;
         return Ok(1);
     }
-    print("All is well. Next: `sparkler run /boot/vmlinuz`, or `sparkler check` for this host.\n")?;
+    let next = match host.kind {
+        HostKind::Hardware => "`sparkler run /boot/vmlinuz` boots a stock kernel",
+        _ => "`sparkler check` says what else this host can run",
+    };
+    print(format!("All is well. {next}.\n"))?;
     Ok(0)
 }
 

@@ -1,5 +1,7 @@
 //! Hosts that are not fit, made with a `/dev` of the test's own.
 
+#![allow(clippy::unwrap_used, reason = "a panic here is a failed test")]
+
 mod common;
 
 use std::{fs, os::unix::fs::PermissionsExt, process::Command};

@@ -153,7 +153,7 @@ fn more_input_than_the_guest_reads_waits_and_is_left() {
         sparkler(["run", &files.guest(), "--cmdline", &format!("quiet test=sink bytes={READ}")]);
     let ended = finish(spawn_with_input(&mut command, input));
     assert_eq!(ended.code, Some(0), "{ended:?}");
-    assert_eq!(ended.stdout, format!("bytes={READ} fnv1a={hash:x}\n"));
+    assert_eq!(ended.stdout, format!("bytes={READ}\nfnv1a={hash:x}\n"));
 }
 
 #[test]

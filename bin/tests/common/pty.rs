@@ -70,8 +70,12 @@ impl Pty {
         command.stdin(terminal()).stdout(terminal()).stderr(terminal()).spawn().unwrap()
     }
 
-    pub(crate) fn type_keys(&mut self, keys: &[u8]) {
-        self.keys.write_all(keys).unwrap();
+    #[track_caller]
+    pub(crate) fn type_keys(&self, keys: &[u8]) {
+        let (mut terminal, keys) = (self.keys.try_clone().unwrap(), keys.to_vec());
+        let (sender, typed) = channel();
+        thread::spawn(move || sender.send(terminal.write_all(&keys)));
+        typed.recv_timeout(TIME_LIMIT).expect("nobody reads the terminal").unwrap();
     }
 
     /// Waits until `text` was printed since the last call; returns all that was.
