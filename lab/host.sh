@@ -54,13 +54,17 @@ if [ -e /lab/terminal ]; then
     setsid -c /lab/command </dev/hvc0 >/dev/hvc0 2>&1
     code=$?
 else
-    # A port can be opened once; a pipe between lets scripts use /dev/stderr and the like.
-    mkfifo /run/stdin /run/stdout /run/stderr
-    cat /dev/lab/stdin >/run/stdin &
-    cat /run/stdout >/dev/lab/stdout & stdout=$!
-    cat /run/stderr >/dev/lab/stderr & stderr=$!
-    setsid /lab/command </run/stdin >/run/stdout 2>/run/stderr
+    # A port can be opened only once; pipes between let scripts write to /dev/stderr and the like.
+    # Opening a FIFO both ways does not wait for a peer, which a signal might interrupt.
+    mkfifo /run/stdout /run/stderr
+    exec 3<>/run/stdout 4<>/run/stderr
+    exec 5</run/stdout 6</run/stderr 7>/run/stdout 8>/run/stderr 3>&- 4>&-
+    cat <&5 >/dev/lab/stdout 5<&- 6<&- 7>&- 8>&- & stdout=$!
+    cat <&6 >/dev/lab/stderr 5<&- 6<&- 7>&- 8>&- & stderr=$!
+    exec 5<&- 6<&-
+    setsid /lab/command </dev/lab/stdin >&7 2>&8 7>&- 8>&-
     code=$?
+    exec 7>&- 8>&-
     # What the command left running must not hold the pipes open.
     for process in /proc/[0-9]*; do
         case ${process#/proc/} in

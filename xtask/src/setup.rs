@@ -11,6 +11,9 @@ use crate::step;
 /// The Debian package that always depends on the current kernel for virtual machines.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 
+/// Where apt keeps the lists of packages; its time changes with them.
+const PACKAGE_LISTS: &str = "/var/lib/apt/lists";
+
 /// Programs that a guest is made with, and the Debian packages of each.
 const GUEST_PROGRAMS: [(&str, &str); 2] = [("cpio", "cpio"), ("cc", "gcc libc6-dev")];
 
@@ -154,6 +157,14 @@ pub(crate) fn kernel(cache: &Path) -> Result<Kernel> {
 }
 
 fn current_kernel(cache: &Path) -> Result<PathBuf> {
+    // Asking apt takes a second or two: its answer is kept until its lists change.
+    let answer = cache.join("current");
+    if is_newer(&answer, Path::new(PACKAGE_LISTS)) {
+        let unpacked = cache.join(fs::read_to_string(&answer)?);
+        if unpacked.is_dir() {
+            return Ok(unpacked);
+        }
+    }
     let package = kernel_package()?;
     let unpacked = cache.join(&package.version);
     if !unpacked.is_dir() {
@@ -164,7 +175,13 @@ fn current_kernel(cache: &Path) -> Result<PathBuf> {
         step::run("unpacking the kernel", &mut unpack)?;
         fs::rename(scratch.path().join("x"), &unpacked)?;
     }
+    fs::write(answer, &package.version)?;
     Ok(unpacked)
+}
+
+fn is_newer(file: &Path, than: &Path) -> bool {
+    let modified = |path| fs::metadata(path).and_then(|metadata| metadata.modified());
+    matches!((modified(file), modified(than)), (Ok(file), Ok(than)) if file > than)
 }
 
 struct KernelPackage {

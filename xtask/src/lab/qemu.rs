@@ -118,7 +118,7 @@ fn machine(image: &Image, run: &Run, archive: &Path) -> Result<Command> {
     // The machine ends with us, however we end.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-    qemu.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt"]);
+    qemu.args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,+svm,+npt,check=off"]);
     qemu.args(["-smp", &run.smp.to_string(), "-m", &run.memory.to_string()]);
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     qemu.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initramfs);
