@@ -1,5 +1,7 @@
 //! The console under stress: neither direction blocks the guest or grows the monitor.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // A failed unwrap is a failed test.
+
 mod common;
 
 use std::fs;

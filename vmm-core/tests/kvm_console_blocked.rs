@@ -1,5 +1,7 @@
 //! A writer that takes nothing. One test: it watches the memory of the whole process.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // A failed unwrap is a failed test.
+
 mod common;
 
 use std::fs;

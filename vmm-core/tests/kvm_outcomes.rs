@@ -1,5 +1,7 @@
 //! Every ending that a guest can choose, and what it prints, on this host's KVM.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // A failed unwrap is a failed test.
+
 mod common;
 
 use sparkler::{CrashReason, Outcome, host::HostKind};

@@ -1,6 +1,8 @@
 //! A machine changes nothing in its process but what it was asked to. One test: it compares the state of
 //! the whole process.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // A failed unwrap is a failed test.
+
 mod common;
 
 use std::fs;

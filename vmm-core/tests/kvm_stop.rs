@@ -1,5 +1,7 @@
 //! Stopping from other threads, in any order, any number of times.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // A failed unwrap is a failed test.
+
 mod common;
 
 use std::sync::Barrier;
