@@ -127,7 +127,8 @@ fn unpack_zstd(data: &[u8], size: u32) -> io::Result<Vec<u8>> {
     let mut decoder =
         StreamingDecoder::new_with_max_window_size(data, window).map_err(io::Error::other)?;
     let unpacked = read_up_to(&mut decoder, size)?;
-    let stated = decoder.decoder.get_checksum_from_data();
+    let at_end = unpacked.len() as u64 <= u64::from(size);
+    let stated = decoder.decoder.get_checksum_from_data().filter(|_| at_end);
     if stated.is_some() && stated != decoder.decoder.get_calculated_checksum() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum does not match"));
     }

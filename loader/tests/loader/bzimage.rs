@@ -7,11 +7,11 @@ use sparkler_loader::{BzImageError, Compression, Kernel, LoadError, Protocol};
 
 use crate::support::{BzImage, Elf, MIB, bytes, load, memory};
 
-/// A kernel of half a MiB whose text looks like code to the x86 filter of xz.
+/// A kernel of 70 KB whose text looks like code to the x86 filter of xz.
 fn elf() -> Elf {
     let mut elf = Elf::default();
     let call = |i: u32| [&[0xe8], &(i * 3 % 0x1_0000).to_le_bytes()[..], &[0x90, 0x90]].concat();
-    elf.segments[0].data = (0..80_000).flat_map(call).collect();
+    elf.segments[0].data = (0..10_000).flat_map(call).collect();
     elf.segments[0].memory_size = MIB;
     elf
 }
@@ -173,8 +173,8 @@ fn broken_payloads_name_the_compression() {
 fn every_bit_of_a_checksummed_payload_counts() {
     let file = Elf::default().build();
     for &compression in ENABLED {
-        // Zstandard as ruzstd packs it, LZ4's legacy frame and LZMA carry no checksum.
-        if !matches!(compression, Compression::Gzip | Compression::Bzip2 | Compression::Xz) {
+        // LZ4's legacy frame and LZMA carry no checksum.
+        if matches!(compression, Compression::Lz4 | Compression::Lzma) {
             continue;
         }
         let packed = pack(compression, &file);
@@ -213,12 +213,12 @@ fn a_wrong_size_is_an_error() {
 #[test]
 fn lz4_in_several_blocks() {
     let mut elf = Elf::default();
-    elf.segments[0].data = (0..5 << 20).flat_map(u32::to_le_bytes).collect();
-    elf.segments[0].memory_size = 20 * MIB;
-    elf.segments[1].address = 36 * MIB;
+    elf.segments[0].data = (0..5 << 19).flat_map(u32::to_le_bytes).collect();
+    elf.segments[0].memory_size = 10 * MIB;
+    elf.segments[1].address = 26 * MIB;
     let memory = memory(48);
     load(&kernel(pack(Compression::Lz4, &elf.build())), &memory).unwrap();
-    assert!(bytes(&memory, 16 * MIB, 20 << 20) == elf.segments[0].data);
+    assert!(bytes(&memory, 16 * MIB, 10 << 20) == elf.segments[0].data);
 }
 
 /// A Zstandard frame of 3 MiB that gives 100 GiB: 819,200 blocks of 128 KiB, each a single byte
@@ -247,7 +247,7 @@ fn a_bomb_is_not_unpacked() {
     };
     assert_eq!((size, limit), (1 << 30, 32 << 20));
     // 100 GiB modulo 2^32 is 0; the others are lies.
-    for stated in [0, 1, 32 << 20] {
+    for stated in [0, 1, 4 << 20] {
         let error = error(&kernel(with_size(bomb(), stated)), 32);
         assert!(matches!(error, BzImageError::PayloadSize { longer: true, .. }), "{error:?}");
     }
