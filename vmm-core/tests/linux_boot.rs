@@ -1,0 +1,79 @@
+//! A stock, unmodified Linux kernel under the library.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // A failed unwrap is a failed test.
+
+mod common;
+
+use sparkler::{
+    Initrd, Kernel, MemorySize, Milestone, Outcome, Protocol, RunningVm, Vm, VmBuilder,
+};
+
+use crate::common::Captured;
+
+/// The kernel and an init that prints what it finds and ends as the command line says.
+fn linux(cmdline: &str) -> VmBuilder {
+    let path = |name| std::env::var(name).unwrap_or_else(|_| panic!("{name} must name a file"));
+    Vm::builder()
+        .memory(MemorySize::mib(256))
+        .kernel(Kernel::file(path("SPARKLER_KERNEL")).unwrap())
+        .initrd(Initrd::file(path("SPARKLER_INITRD")).unwrap())
+        .cmdline(format!("console=ttyS0 panic=-1 {cmdline}"))
+}
+
+fn run(builder: VmBuilder) -> (Outcome, String, RunningVm) {
+    let captured = Captured::default();
+    let running = builder.console(captured.console()).build().unwrap().start().unwrap();
+    let outcome = running.wait().unwrap();
+    (outcome, captured.text(), running)
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn four_vcpus_boot_to_user_space_and_exit_with_a_code() {
+    let (outcome, text, running) = run(linux("quiet exit=42").vcpus(4));
+    assert_eq!(outcome, Outcome::Exited(42), "{text}");
+    assert!(text.contains("nproc: 4"), "{text}");
+    // Init's first act.
+    assert!(running.timeline().at(Milestone::Mark(100)).is_some());
+    assert_eq!(running.stats().console_output_dropped, 0);
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn reboot_poweroff_and_panic_end_as_they_should() {
+    for (end, expected) in
+        [("reboot", Outcome::Reset), ("poweroff", Outcome::PowerOff), ("panic", Outcome::Reset)]
+    {
+        let (outcome, text, _) = run(linux(&format!("quiet end={end}")));
+        assert_eq!(outcome, expected, "{end}: {text}");
+    }
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn without_acpi_the_mp_table_and_the_pit_serve() {
+    let (outcome, text, _) = run(linux("exit=7").vcpus(2).acpi(false));
+    assert_eq!(outcome, Outcome::Exited(7), "{text}");
+    assert!(text.contains("nproc: 2"), "{text}");
+    assert!(!text.contains("ACPI: RSDP"), "{text}");
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn the_same_kernel_enters_by_pvh() {
+    let path = std::env::var("SPARKLER_KERNEL").unwrap();
+    let kernel = Kernel::file(path).unwrap().with_protocol(Protocol::Pvh);
+    let (outcome, text, _) = run(linux("exit=9").kernel(kernel));
+    assert_eq!(outcome, Outcome::Exited(9), "{text}");
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn memory_above_the_hole_is_seen() {
+    let (outcome, text, _) = run(linux("exit=3").memory(MemorySize::gib(6)));
+    assert_eq!(outcome, Outcome::Exited(3), "{text}");
+    let kib =
+        text.lines().find_map(|line| line.trim().strip_prefix("memory: ")?.strip_suffix(" kB"));
+    assert!(kib.unwrap().trim().parse::<u64>().unwrap() > 5 << 20, "{text}");
+    assert!(text.contains("[mem 0x0000000100000000-0x00000001bfffffff] usable"), "{text}");
+}
