@@ -82,8 +82,9 @@ impl fmt::Display for Compression {
 #[cfg(feature = "xz")]
 const DICTIONARY_LIMIT_KIB: u32 = 256 << 10;
 
-/// Unpacks `data`, which should give `size` bytes; stops after one byte more. Beyond the result it
-/// takes at most the dictionary or window that the format demands, which is limited too.
+/// Unpacks `data`, which should give `size` bytes, and stops soon behind them: after one byte more,
+/// or one block of LZ4. Beyond the result it takes at most the dictionary or window that the format
+/// demands, which is limited too.
 #[cfg_attr(
     not(all(
         feature = "gzip",
