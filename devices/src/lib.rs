@@ -9,7 +9,8 @@
 //! | [`serial`] | the 16550A UART of COM1, with bounded buffers towards the host |
 //! | [`power`] | ACPI sleep and reset registers, i8042 reset, exit port |
 //! | [`boot_mark`] | a port that stamps the time line of a boot |
-#![forbid(unsafe_code)]
+//! | [`virtio`] | the virtio MMIO transport, its queues, and the devices on it |
+#![deny(unsafe_code)] // Allowed in `sys` alone.
 #![warn(missing_docs, clippy::arithmetic_side_effects)]
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))] // A test that overflows fails, as it should.
 
@@ -18,6 +19,8 @@ mod bus;
 mod interrupt;
 pub mod power;
 pub mod serial;
+mod sys;
+pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError};
 pub use interrupt::Interrupt;

@@ -1,0 +1,69 @@
+//! What needs `unsafe`: two system calls that the standard library does not wrap, and a borrow.
+#![allow(unsafe_code)] // The only file of this crate that has any.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr;
+use std::time::Duration;
+
+use vmm_sys_util::eventfd::EventFd;
+
+/// The file descriptor of `event`, for as long as `event` keeps it open.
+pub(crate) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: an EventFd owns its descriptor and is not -1; the result lives no longer than `event`.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
+}
+
+/// Waits for file descriptors; keeps its table from one call to the next.
+#[derive(Debug, Default)]
+pub(crate) struct Poller(Vec<libc::pollfd>);
+
+impl Poller {
+    /// Blocks until one of `fds` is readable (or in error, or hung up), `timeout` has passed, or a
+    /// signal came.
+    pub(crate) fn wait<'fd>(
+        &mut self,
+        fds: impl IntoIterator<Item = BorrowedFd<'fd>>,
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        self.0.clear();
+        self.0.extend(fds.into_iter().map(|fd| libc::pollfd {
+            fd: fd.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        }));
+        let count = libc::nfds_t::try_from(self.0.len()).map_err(io::Error::other)?;
+        let timeout = timeout.map(|timeout| libc::timespec {
+            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
+        // SAFETY: the table holds `count` entries; timeout and signal mask are null or valid for reads.
+        let result = unsafe { libc::ppoll(self.0.as_mut_ptr(), count, timeout, ptr::null()) };
+        match result {
+            0.. => Ok(()),
+            _ => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
+                error => Err(error),
+            },
+        }
+    }
+}
+
+/// Blocks every signal in the calling thread but those that a fault of its own raises, so that the
+/// process's handlers run on the process's own threads.
+pub(crate) fn block_signals() {
+    let faults =
+        [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGTRAP, libc::SIGSYS];
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: sigfillset initializes the whole set, sigdelset changes one bit of a valid one, and a
+    // null old set is allowed. None can fail: the signal numbers and SIG_SETMASK are valid.
+    unsafe {
+        libc::sigfillset(set.as_mut_ptr());
+        for signal in faults {
+            libc::sigdelset(set.as_mut_ptr(), signal);
+        }
+        libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut());
+    }
+}

@@ -1,0 +1,190 @@
+use std::time::{Duration, Instant};
+
+/// How much a guest may ask of a disk in a second.
+///
+/// Each of the two rates is a token bucket. It fills at its rate up to what [`burst`](Self::burst)
+/// amounts to at that rate, and starts full. A request starts as soon as neither bucket is empty,
+/// whatever its own size; what it takes beyond that is paid back before the next one starts. So no
+/// request is too large for a limit, and the rate holds over time. Every request counts as one
+/// operation; the bytes are those that a read or write moves.
+///
+/// ```
+/// use sparkler_devices::virtio::block::RateLimit;
+/// let limit = RateLimit::new().iops(2_000).bytes_per_second(50 << 20);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RateLimit {
+    iops: u64,
+    bytes: u64,
+    burst: Duration,
+}
+
+impl RateLimit {
+    /// No limit yet, and a burst of a tenth of a second.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self { iops: 0, bytes: 0, burst: Duration::from_millis(100) }
+    }
+
+    /// At most this many requests a second on average; 0: any number.
+    #[must_use]
+    pub const fn iops(self, iops: u64) -> Self {
+        Self { iops, ..self }
+    }
+
+    /// At most this many bytes read and written a second on average; 0: any number.
+    #[must_use]
+    pub const fn bytes_per_second(self, bytes: u64) -> Self {
+        Self { bytes, ..self }
+    }
+
+    /// After a pause, as much may be asked at once as the rates allow in this time.
+    #[must_use]
+    pub const fn burst(self, burst: Duration) -> Self {
+        Self { burst, ..self }
+    }
+}
+
+impl Default for RateLimit {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The buckets of one disk at work.
+#[derive(Debug)]
+pub(super) struct Limiter {
+    operations: Option<Bucket>,
+    bytes: Option<Bucket>,
+}
+
+impl Limiter {
+    pub(super) fn new(limit: RateLimit, now: Instant) -> Self {
+        let bucket = |rate| Bucket::new(rate, limit.burst, now);
+        Self { operations: bucket(limit.iops), bytes: bucket(limit.bytes) }
+    }
+
+    /// Takes one operation of so many bytes, or says how long to wait before asking again.
+    pub(super) fn take(&mut self, bytes: u64, now: Instant) -> Result<(), Duration> {
+        let wait = |bucket: &Option<Bucket>| bucket.as_ref().map_or(Duration::ZERO, |b| b.wait(now));
+        let wait = wait(&self.operations).max(wait(&self.bytes));
+        if wait > Duration::ZERO {
+            return Err(wait);
+        }
+        if let Some(bucket) = &mut self.operations {
+            bucket.take(1, now);
+        }
+        if let Some(bucket) = &mut self.bytes {
+            bucket.take(bytes, now);
+        }
+        Ok(())
+    }
+}
+
+/// A token bucket, kept as the moment at which it will be full again.
+#[derive(Debug)]
+struct Bucket {
+    /// Tokens a second, not zero.
+    rate: u64,
+    /// The time that it takes to fill.
+    burst: Duration,
+    full_at: Instant,
+}
+
+impl Bucket {
+    fn new(rate: u64, burst: Duration, now: Instant) -> Option<Self> {
+        (rate > 0).then_some(Self { rate, burst, full_at: now })
+    }
+
+    /// How long until it holds anything at all.
+    fn wait(&self, now: Instant) -> Duration {
+        let to_full = self.full_at.saturating_duration_since(now);
+        // Even with no burst at all, a full bucket serves one request.
+        to_full.saturating_sub(self.burst.saturating_sub(Duration::from_nanos(1)))
+    }
+
+    fn take(&mut self, tokens: u64, now: Instant) {
+        const NANOS: u128 = 1_000_000_000;
+        let nanos = u128::from(tokens).saturating_mul(NANOS).checked_div(self.rate.into());
+        let cost = Duration::from_nanos(nanos.and_then(|n| u64::try_from(n).ok()).unwrap_or(u64::MAX));
+        let from = self.full_at.max(now);
+        // Beyond what the clock can tell there is nothing left to limit.
+        self.full_at = from.checked_add(cost).unwrap_or(from);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A driver that always has a request of `bytes` ready, for `run`; how many start, and when the
+    /// last one did. The clock is the test's own.
+    fn run(limit: RateLimit, bytes: u64, run: Duration) -> (u64, Duration) {
+        let start = Instant::now();
+        let mut limiter = Limiter::new(limit, start);
+        let (mut now, mut started, mut last) = (start, 0, Duration::ZERO);
+        while now < start + run {
+            match limiter.take(bytes, now) {
+                Ok(()) => (started, last) = (started + 1, now - start),
+                Err(wait) => {
+                    assert!(wait > Duration::ZERO);
+                    now += wait;
+                }
+            }
+        }
+        (started, last)
+    }
+
+    #[test]
+    fn operations_a_second_and_the_burst_on_top() {
+        let limit = RateLimit::new().iops(1000).burst(Duration::from_millis(100));
+        let (started, _) = run(limit, 4096, Duration::from_secs(10));
+        assert!((10_099..=10_101).contains(&started), "{started}");
+        let (first, last) = run(limit, 0, Duration::from_nanos(1));
+        assert!((99..=101).contains(&first), "{first}");
+        assert_eq!(last, Duration::ZERO);
+    }
+
+    #[test]
+    fn bytes_a_second_hold_for_requests_larger_than_the_bucket() {
+        let limit = RateLimit::new().bytes_per_second(1 << 20).burst(Duration::from_millis(10));
+        for size in [512, 4096, 1 << 20, 16 << 20] {
+            let (started, _) = run(limit, size, Duration::from_secs(64));
+            let moved = started * size;
+            let allowed = 64 << 20;
+            assert!(moved <= allowed + size + (1 << 20) / 100, "{size}: {moved}");
+            assert!(moved >= allowed, "{size}: {moved}");
+        }
+    }
+
+    #[test]
+    fn the_tighter_of_two_rates_holds() {
+        let both = RateLimit::new().iops(100).bytes_per_second(512 * 1000).burst(Duration::ZERO);
+        let (small, _) = run(both, 512, Duration::from_secs(10));
+        assert!((999..=1001).contains(&small), "{small}");
+        let (large, _) = run(both, 51_200, Duration::from_secs(10));
+        assert!((99..=101).contains(&large), "{large}");
+    }
+
+    #[test]
+    fn a_pause_earns_the_burst_and_no_more() {
+        let start = Instant::now();
+        let limit = RateLimit::new().iops(10).burst(Duration::from_secs(1));
+        let mut limiter = Limiter::new(limit, start);
+        let mut drain = |now| std::iter::from_fn(|| limiter.take(0, now).ok()).count();
+        assert_eq!(drain(start), 10);
+        assert_eq!(drain(start), 0);
+        assert_eq!(drain(start + Duration::from_secs(3600)), 10);
+        assert_eq!(drain(start), 0, "a clock that stands still or goes back gives nothing");
+    }
+
+    #[test]
+    fn zero_is_no_limit_and_extremes_do_not_overflow() {
+        let start = Instant::now();
+        let mut none = Limiter::new(RateLimit::new(), start);
+        assert!((0..1000).all(|_| none.take(u64::MAX, start).is_ok()));
+        let slow = RateLimit::new().bytes_per_second(1).burst(Duration::MAX);
+        let mut slow = Limiter::new(slow, start);
+        assert!((0..1000).all(|_| slow.take(u64::MAX, start).is_ok()));
+    }
+}

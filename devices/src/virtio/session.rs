@@ -1,0 +1,115 @@
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vm_memory::GuestMemoryMmap;
+
+use super::queue::{Queue, QueueError};
+use super::shared::Shared;
+use crate::sys::{self, Poller};
+
+/// One period of a device's life, from `DRIVER_OK` to reset: what the driver negotiated, its queues,
+/// guest memory, the interrupt, and a way to wait.
+#[derive(Debug)]
+pub struct Session {
+    features: u64,
+    queues: Vec<Queue>,
+    memory: Arc<GuestMemoryMmap>,
+    shared: Arc<Shared>,
+    poller: Poller,
+}
+
+impl Session {
+    pub(super) fn new(
+        features: u64,
+        queues: Vec<Queue>,
+        memory: Arc<GuestMemoryMmap>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { features, queues, memory, shared, poller: Poller::default() }
+    }
+
+    /// The features in force: offered by the device (or the transport) and accepted by the driver.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// Guest memory. Buffers of requests are better reached through their [`Chain`](super::Chain).
+    #[must_use]
+    pub fn memory(&self) -> &Arc<GuestMemoryMmap> {
+        &self.memory
+    }
+
+    /// The queues that the driver made ready, in the order of their indices. It need not be all.
+    pub fn queues(&mut self) -> &mut [Queue] {
+        &mut self.queues
+    }
+
+    /// The queue of an index.
+    ///
+    /// # Errors
+    /// [`QueueError::NotReady`] if the driver left it out.
+    pub fn queue(&mut self, index: u16) -> Result<&mut Queue, QueueError> {
+        let queue = self.queues.iter_mut().find(|queue| queue.index() == index);
+        queue.ok_or(QueueError::NotReady { queue: index })
+    }
+
+    /// Takes the queues out, so that they can be used while the session is borrowed, or on threads of
+    /// their own. They end with the session all the same.
+    #[must_use]
+    pub fn take_queues(&mut self) -> Vec<Queue> {
+        std::mem::take(&mut self.queues)
+    }
+
+    /// Waits until the driver notifies (any queue), a [`Waker`] wakes, one of `fds` is readable or in
+    /// error, or `timeout` has passed; it may also return for no reason. `false`: return from
+    /// [`run`](super::VirtioDevice::run) now, it is a reset or the end of the machine.
+    ///
+    /// The first call of a session returns at once if the driver notified before `DRIVER_OK`; buffers
+    /// that it offered without notifying are found by looking at the queues before waiting.
+    ///
+    /// # Errors
+    /// That of ppoll(2), which fails when the kernel lacks memory.
+    pub fn wait(&mut self, fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<bool> {
+        if !self.is_stopping() {
+            let notify = sys::borrow(&self.shared.notify);
+            self.poller.wait(std::iter::once(notify).chain(fds.iter().copied()), timeout)?;
+            self.shared.drain();
+        }
+        Ok(!self.is_stopping())
+    }
+
+    /// Tells the driver that the configuration space has changed (virtio 1.2, 2.5.3 and 4.2.2).
+    ///
+    /// # Errors
+    /// That of the interrupt's file descriptor.
+    pub fn config_changed(&self) -> io::Result<()> {
+        self.shared.interrupt_config()
+    }
+
+    /// Wakes [`wait`](Self::wait) from any thread, in this session and later ones.
+    #[must_use]
+    pub fn waker(&self) -> Waker {
+        Waker(self.shared.clone())
+    }
+
+    /// Whether to return from [`run`](super::VirtioDevice::run) now. Cheap, for long work.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.shared.is_stopping()
+    }
+}
+
+/// Wakes the thread of a device, see [`Session::waker`]. Between sessions, a wake is kept for the next,
+/// unless the driver resets the device.
+#[derive(Debug, Clone)]
+pub struct Waker(Arc<Shared>);
+
+impl Waker {
+    /// Makes [`Session::wait`] return.
+    pub fn wake(&self) {
+        self.0.wake();
+    }
+}

@@ -1,0 +1,109 @@
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::Interrupt;
+
+/// What the vCPU threads and the device's thread both touch. No lock: none of them waits for another.
+pub(super) struct Shared {
+    /// Wakes the device: the driver's notification, a [`Waker`](super::Waker), or the end.
+    pub(super) notify: EventFd,
+    interrupt: Box<dyn Interrupt>,
+    interrupt_status: AtomicU32,
+    needs_reset: AtomicBool,
+    config_generation: AtomicU32,
+    stopping: AtomicBool,
+}
+
+impl Shared {
+    pub(super) fn new(interrupt: Box<dyn Interrupt>) -> io::Result<Self> {
+        Ok(Self {
+            notify: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            interrupt,
+            interrupt_status: AtomicU32::new(0),
+            needs_reset: AtomicBool::new(false),
+            config_generation: AtomicU32::new(0),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// Wakes the device's thread. It can fail only if 2^64 notifications are pending: awake enough.
+    pub(super) fn wake(&self) {
+        let _ = self.notify.write(1);
+    }
+
+    /// Forgets pending notifications.
+    pub(super) fn drain(&self) {
+        let _ = self.notify.read(); // Fails if there are none.
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_stopping(&self, stopping: bool) {
+        self.stopping.store(stopping, Ordering::Release);
+    }
+
+    /// The device has used buffers (virtio 1.2, 4.2.2, `InterruptStatus` bit 0).
+    pub(super) fn interrupt_used(&self) -> io::Result<()> {
+        self.raise(VIRTIO_MMIO_INT_VRING)
+    }
+
+    /// The configuration has changed (bit 1).
+    pub(super) fn interrupt_config(&self) -> io::Result<()> {
+        self.config_generation.fetch_add(1, Ordering::SeqCst);
+        self.raise(VIRTIO_MMIO_INT_CONFIG)
+    }
+
+    pub(super) fn interrupt_status(&self) -> u32 {
+        self.interrupt_status.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn acknowledge(&self, bits: u32) {
+        self.interrupt_status.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    /// How often the configuration has changed, as far as the transport knows.
+    pub(super) fn config_generation(&self) -> u32 {
+        self.config_generation.load(Ordering::SeqCst)
+    }
+
+    /// The device met an error: `DEVICE_NEEDS_RESET`, and a configuration interrupt (2.1.2).
+    pub(super) fn fail(&self) {
+        self.needs_reset.store(true, Ordering::SeqCst);
+        // If even the interrupt fails, the driver still sees the status.
+        let _ = self.interrupt_config();
+    }
+
+    pub(super) fn needs_reset(&self) -> bool {
+        self.needs_reset.load(Ordering::SeqCst)
+    }
+
+    /// To the state after a reset, once no thread of the device is left.
+    pub(super) fn reset(&self) {
+        self.drain();
+        self.interrupt_status.store(0, Ordering::SeqCst);
+        self.needs_reset.store(false, Ordering::SeqCst);
+    }
+
+    /// Bit first, then the edge: whoever sees the edge sees the bit. The edge comes each time, as other
+    /// devices may share the line.
+    fn raise(&self, bit: u32) -> io::Result<()> {
+        self.interrupt_status.fetch_or(bit, Ordering::SeqCst);
+        self.interrupt.trigger()
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("interrupt_status", &self.interrupt_status)
+            .field("needs_reset", &self.needs_reset)
+            .field("stopping", &self.stopping)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,96 @@
+use std::io;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use super::session::Session;
+use super::shared::Shared;
+use super::{DeviceError, VirtioDevice};
+use crate::sys;
+
+/// A device, and the thread that it has while it is live.
+pub(super) struct Worker {
+    /// Locked by the thread for as long as it runs, by nobody else.
+    device: Arc<Mutex<Box<dyn VirtioDevice>>>,
+    thread: Option<JoinHandle<()>>,
+    name: String,
+    /// A guest can bring about failure after failure: only the first of each kind is logged.
+    logged: Arc<Logged>,
+}
+
+#[derive(Default)]
+struct Logged {
+    driver: AtomicBool,
+    device: AtomicBool,
+}
+
+impl Worker {
+    pub(super) fn new(device: Box<dyn VirtioDevice>) -> Self {
+        let name = format!("virtio-{}", device.device_type());
+        let device = Arc::new(Mutex::new(device));
+        Self { device, thread: None, name, logged: Arc::default() }
+    }
+
+    /// Starts the device's thread for `session`.
+    pub(super) fn start(&mut self, session: Session, shared: &Arc<Shared>) -> io::Result<()> {
+        let (device, shared) = (self.device.clone(), shared.clone());
+        let (name, logged) = (self.name.clone(), self.logged.clone());
+        let thread = thread::Builder::new().name(self.name.clone()).spawn(move || {
+            sys::block_signals();
+            let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(failure) = run(&mut **device, session) {
+                shared.fail();
+                logged.failure(&name, &failure);
+            }
+        })?;
+        self.thread = Some(thread);
+        Ok(())
+    }
+
+    /// Waits for the thread to end, if there is one. True if there was.
+    pub(super) fn join(&mut self) -> bool {
+        let thread = self.thread.take();
+        thread.map(JoinHandle::join).is_some() // A panic has been reported already.
+    }
+
+    /// Logs why the device could not go live.
+    pub(super) fn log(&self, error: DeviceError) {
+        self.logged.failure(&self.name, &Failure::Error(error));
+    }
+}
+
+enum Failure {
+    Error(DeviceError),
+    Panic,
+}
+
+/// Runs the device to the end of the session; a panic of its code ends the session only.
+fn run(device: &mut dyn VirtioDevice, mut session: Session) -> Result<(), Failure> {
+    match panic::catch_unwind(AssertUnwindSafe(|| device.run(&mut session))) {
+        Ok(result) => result.map_err(Failure::Error),
+        Err(_) => Err(Failure::Panic),
+    }
+}
+
+impl Logged {
+    fn failure(&self, name: &str, failure: &Failure) {
+        let (seen, level) = match failure {
+            Failure::Error(DeviceError::Queue(_) | DeviceError::Driver(_)) => {
+                (&self.driver, log::Level::Warn)
+            }
+            _ => (&self.device, log::Level::Error),
+        };
+        if seen.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        match failure {
+            Failure::Error(error) => {
+                let cause = std::error::Error::source(error);
+                let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
+                log::log!(level, "{name} needs a reset: {error}{cause}");
+            }
+            Failure::Panic => log::log!(level, "{name} needs a reset: its thread panicked"),
+        }
+    }
+}
