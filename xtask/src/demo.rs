@@ -33,7 +33,7 @@ pub(crate) fn run() -> Result<ExitCode> {
             heading("1 of 2: the built-in guest, in the lab: this host has no usable /dev/kvm");
             in_the_lab(&lab, vec!["demo".into()], 0)?;
         } else {
-            heading(&format!("1 of 2: the built-in guest, on this host's {kvm}"));
+            heading(&format!("1 of 2: the built-in guest, on this host's /dev/kvm ({kvm})"));
             on_this_host(&sparkler, &["demo".into()], 0)?;
         }
         heading(&format!(

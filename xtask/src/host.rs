@@ -32,7 +32,7 @@ impl fmt::Display for Kvm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Hardware => "hardware KVM",
-            Self::Pvm => "KVM without hardware virtualization (PVM)",
+            Self::Pvm => "PVM",
             Self::None => "no usable /dev/kvm",
         })
     }

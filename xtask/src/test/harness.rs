@@ -5,13 +5,28 @@ use std::process::Command;
 
 use crate::cargo::{self, Built};
 
-/// What the tests of a program need when they are marked `#[ignore]`.
+/// What the ignored tests of a program need of a host, told by the program's name alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// Any `/dev/kvm`: tier 1, and again in the lab.
+    /// `kvm_*`, `terminal_*`: any `/dev/kvm`.
     Kvm,
-    /// A `/dev/kvm` that runs a stock Linux: tier 2.
+    /// `linux_*`: a `/dev/kvm` that runs a stock Linux.
     StockLinux,
+    /// `host_*`: an administrator's rights.
+    Root,
+    /// Any other name: Debian's kernel, as a file.
+    Kernel,
+}
+
+impl Need {
+    fn of(program: &str) -> Self {
+        match program.split('_').next() {
+            Some("kvm" | "terminal") => Self::Kvm,
+            Some("linux") => Self::StockLinux,
+            Some("host") => Self::Root,
+            _ => Self::Kernel,
+        }
+    }
 }
 
 /// A test program with at least one ignored test.
@@ -22,9 +37,8 @@ pub(crate) struct Harness {
 }
 
 impl Harness {
-    /// Told by the target's name alone.
     pub(crate) fn need(&self) -> Need {
-        if self.built.name.starts_with("linux_") { Need::StockLinux } else { Need::Kvm }
+        Need::of(&self.built.name)
     }
 
     pub(crate) fn title(&self) -> String {

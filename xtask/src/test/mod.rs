@@ -3,14 +3,15 @@
 //! | tier | what | needs |
 //! |---|---|---|
 //! | T0 | tests that are not ignored, documentation tests, a build with the oldest compiler promised | nothing |
-//! | T1 | ignored tests, except those of programs named `linux_*` | `/dev/kvm` of any kind |
-//! | T2 | all ignored tests in the lab, and a boot of Debian's kernel; on hardware KVM `linux_*` there too | Debian's QEMU |
+//! | T1 | ignored tests, except those of programs named `linux_*` | by name: see [`harness::Need`] |
+//! | T2 | `kvm_*` and `linux_*` in the lab, and a boot of Debian's kernel; on hardware KVM `linux_*` there too | Debian's QEMU |
 //! | T3 | each fuzz target for a while | a nightly compiler |
 //!
-//! A test that needs `/dev/kvm` is marked `#[ignore = "needs /dev/kvm"]`; an integration test that boots
-//! a stock Linux stands in a file `tests/linux_*.rs`, is marked `#[ignore = "needs the lab"]`, and finds
-//! kernel and initrd by the variables `SPARKLER_KERNEL` and `SPARKLER_INITRD`. So `cargo test` alone passes
-//! anywhere, and a test that found no KVM is never counted as passed: here it is skipped, by count.
+//! A test that needs something of its host says so in `#[ignore = "needs /dev/kvm"]` and stands in a file
+//! whose name begins as [`harness::Need`] says: `tests/kvm_*.rs`, `tests/linux_*.rs` and so on. It finds
+//! Debian's kernel and an initrd by the variables `SPARKLER_KERNEL` and `SPARKLER_INITRD`.
+//! So `cargo test` alone passes anywhere, and a test that could not run is never counted as passed: here
+//! it is skipped, by count.
 //!
 //! In the lab a test has its own program and, at the path that `CARGO_BIN_EXE_…` names, the binaries of
 //! its package; not the source tree.

@@ -43,16 +43,21 @@ pub(super) fn t0(report: &mut Report) -> Result<()> {
 
 pub(super) fn t1(report: &mut Report) -> Result<()> {
     let kvm = Kvm::probe();
+    let guest = Guest::prepare(Binary::LeaveOut);
     for harness in Programs::build(None)?.harnesses {
-        if harness.need() != Need::Kvm {
-            continue;
-        }
-        if kvm == Kvm::None {
-            report.skipped("T1", &harness.title(), harness.tests, &kvm.to_string());
-            continue;
-        }
-        let mut run = on_this_host(&harness);
-        run_harness(report, "T1", &format!("{}, {kvm}", harness.title()), &mut run)?;
+        let lacking = match (harness.need(), &guest) {
+            // The next tier's.
+            (Need::StockLinux, _) => continue,
+            (Need::Kvm, _) if kvm == Kvm::None => kvm.to_string(),
+            (Need::Root, _) if !rustix::process::geteuid().is_root() => "not root".to_owned(),
+            (Need::Kernel, Err(error)) => format!("{error:#}"),
+            _ => {
+                let mut run = on_this_host(&harness, guest.as_ref().ok());
+                run_harness(report, "T1", &format!("{}, {kvm}", harness.title()), &mut run)?;
+                continue;
+            }
+        };
+        report.skipped("T1", &harness.title(), harness.tests, &lacking);
     }
     Ok(())
 }
@@ -62,18 +67,18 @@ pub(super) fn t2(report: &mut Report) -> Result<()> {
         let guest = Guest::prepare(Binary::LeaveOut)?;
         for harness in Programs::build(None)?.harnesses {
             if harness.need() == Need::StockLinux {
-                let mut run = on_this_host(&harness);
-                run.env("SPARKLER_KERNEL", &guest.kernel.vmlinuz)
-                    .env("SPARKLER_INITRD", &guest.initrd);
+                let mut run = on_this_host(&harness, Some(&guest));
                 let title = format!("{}, hardware KVM", harness.title());
                 run_harness(report, "T2", &title, &mut run)?;
             }
         }
     }
+    let of_kvm = |need| matches!(need, Need::Kvm | Need::StockLinux);
     let lab = match Lab::prepare(Binary::Build) {
         Ok(lab) => lab,
         Err(error) if error.is::<setup::NeedsRoot>() => {
-            let tests: usize = Programs::build(None)?.harnesses.iter().map(|h| h.tests).sum();
+            let harnesses = Programs::build(None)?.harnesses;
+            let tests: usize = harnesses.iter().filter(|h| of_kvm(h.need())).map(|h| h.tests).sum();
             report.skipped("T2", "everything in the lab", tests + 1, &format!("{error:#}"));
             return Ok(());
         }
@@ -88,7 +93,7 @@ pub(super) fn t2(report: &mut Report) -> Result<()> {
     })?;
 
     let programs = Programs::build(Some(LAB_TARGET))?;
-    for harness in &programs.harnesses {
+    for harness in programs.harnesses.iter().filter(|harness| of_kvm(harness.need())) {
         let mut run =
             Run::new(vec![harness.built.executable.clone().into(), "--ignored".into()], LIMIT);
         let own = programs.binaries.iter().filter(|binary| binary.package == harness.built.package);
@@ -122,10 +127,14 @@ pub(super) fn t3(report: &mut Report, seconds: u32) -> Result<()> {
     Ok(())
 }
 
-fn on_this_host(harness: &Harness) -> Command {
+fn on_this_host(harness: &Harness, guest: Option<&Guest>) -> Command {
     let mut run = Command::new("timeout");
     run.arg(LIMIT.as_secs().to_string()).arg(&harness.built.executable).arg("--ignored");
     run.current_dir(&harness.built.folder);
+    if let Some(guest) = guest {
+        run.env("SPARKLER_KERNEL", &guest.kernel.vmlinuz);
+        run.env("SPARKLER_INITRD", &guest.initrd);
+    }
     run
 }
 
