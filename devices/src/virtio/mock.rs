@@ -1,1 +1,0 @@
-//! A driver for tests: not written yet.
