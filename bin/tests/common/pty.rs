@@ -65,7 +65,7 @@ impl Pty {
         // The child leads no process group, so setsid(1) does not fork: the child's id is that of
         // the program.
         let mut command = Command::new("setsid");
-        command.arg("--ctty").arg(program).args(args);
+        command.arg("-c").arg(program).args(args);
         let terminal = || self.terminal.try_clone().unwrap();
         command.stdin(terminal()).stdout(terminal()).stderr(terminal()).spawn().unwrap()
     }
