@@ -1,11 +1,13 @@
+use std::fmt;
 use std::sync::Arc;
 use std::thread;
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use sparkler_devices::power;
 use sparkler_devices::serial::SerialPort;
-use sparkler_devices::{Bus, power};
-use sparkler_loader::acpi::{self, AcpiConfig, Uart};
+use sparkler_devices::virtio::VirtioDevice;
+use sparkler_loader::acpi::{self, AcpiConfig, Uart, VirtioMmio};
 use sparkler_loader::{BootConfig, Cmdline, Entry, Initrd, Kernel, mptable};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -16,6 +18,7 @@ use crate::error::KvmError;
 use crate::machine::{Machine, SerialConsole, ports};
 use crate::timeline::{Milestone, Recorder};
 use crate::vcpu::Vcpu;
+use crate::virtio_slots::{self, Slot};
 use crate::{BuildError, Console, MemorySize, Vm, host, memory};
 
 /// Says what a machine shall be; [`build`](Self::build) makes it.
@@ -31,12 +34,15 @@ pub struct VmBuilder {
     initrd: Option<Initrd>,
     cmdline: String,
     console: Option<Console>,
+    devices: Devices,
     acpi: bool,
 }
 
 impl VmBuilder {
     /// The most vCPUs that a machine can have. The host's KVM may set a lower limit.
     pub const MAX_VCPUS: u32 = 64;
+    /// The most virtio devices that a machine can have.
+    pub const MAX_DEVICES: usize = 256;
 
     pub(crate) fn new() -> Self {
         Self {
@@ -46,6 +52,7 @@ impl VmBuilder {
             initrd: None,
             cmdline: String::new(),
             console: None,
+            devices: Devices::default(),
             acpi: true,
         }
     }
@@ -86,6 +93,13 @@ impl VmBuilder {
         self
     }
 
+    /// Adds a virtio device: one of [`virtio`](crate::virtio), or one of your own. The guest finds the
+    /// devices in the order in which they were added; the first disk is `/dev/vda`.
+    pub fn device(mut self, device: impl VirtioDevice) -> Self {
+        self.devices.0.push(Box::new(device));
+        self
+    }
+
     /// Whether the machine describes itself by ACPI tables (the default). Without, it has an MP table
     /// and a PIT instead, for kernels built without ACPI; it cannot be powered off then, only reset.
     pub fn acpi(mut self, on: bool) -> Self {
@@ -99,32 +113,35 @@ impl VmBuilder {
     /// # Errors
     /// [`BuildError`] names the first setting that cannot be had, with its value and what would be
     /// right. Nothing remains of a machine that could not be built.
-    pub fn build(self) -> Result<Vm, BuildError> {
+    pub fn build(mut self) -> Result<Vm, BuildError> {
         let recorder = Recorder::start();
         let count = self.checked_vcpus()?;
         self.check_memory()?;
-        let cmdline = Cmdline::new(&self.cmdline)?;
+        self.check_devices()?;
+        let devices = std::mem::take(&mut self.devices.0);
         let kernel = self.kernel.as_ref().ok_or(BuildError::NoKernel)?;
         let memory = memory::map(self.memory)
             .map_err(|source| BuildError::MapMemory { size: self.memory, source })?;
+        let slots = virtio_slots::place(devices, &memory).map_err(BuildError::VirtioDevice)?;
+        let cmdline = self.whole_cmdline(&slots)?;
         recorder.record(Milestone::MemoryMapped);
 
         // On some hosts KVM waits for milliseconds in the first of these; meanwhile the kernel is loaded.
         let (hardware, entry) = thread::scope(|scope| {
             let hardware =
                 thread::Builder::new().name("kvm-setup".to_owned()).spawn_scoped(scope, || {
-                    let hardware = Hardware::create(&memory, count, self.acpi);
+                    let hardware = Hardware::create(&memory, count, &slots, self.acpi);
                     recorder.record(Milestone::KvmReady);
                     hardware
                 });
-            let entry = self.load(kernel, &cmdline, &memory, count);
+            let entry = self.load(kernel, &cmdline, &memory, count, &slots);
             recorder.record(Milestone::KernelLoaded);
             let hardware = match hardware {
                 Ok(thread) => {
                     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
                 }
                 // No thread to be had: then one after the other.
-                Err(_) => Hardware::create(&memory, count, self.acpi),
+                Err(_) => Hardware::create(&memory, count, &slots, self.acpi),
             };
             (hardware, entry)
         });
@@ -132,7 +149,7 @@ impl VmBuilder {
         let entry = entry?;
         let hardware = hardware?;
         self.check_address_width(&hardware)?;
-        self.assemble(hardware, &entry, memory, Arc::new(Control::new(count, recorder)))
+        self.assemble(hardware, &entry, memory, slots, Arc::new(Control::new(count, recorder)))
     }
 
     fn checked_vcpus(&self) -> Result<u8, BuildError> {
@@ -154,6 +171,21 @@ impl VmBuilder {
         Ok(())
     }
 
+    fn check_devices(&self) -> Result<(), BuildError> {
+        let (requested, limit) = (self.devices.0.len(), Self::MAX_DEVICES);
+        if requested > limit { Err(BuildError::Devices { requested, limit }) } else { Ok(()) }
+    }
+
+    /// The command line as given; without ACPI, that is also where the kernel learns of the devices.
+    fn whole_cmdline(&self, slots: &[Slot]) -> Result<Cmdline, BuildError> {
+        let mut line = self.cmdline.clone();
+        for slot in slots.iter().filter(|_| !self.acpi) {
+            line.push(' ');
+            line.push_str(&slot.parameter());
+        }
+        Ok(Cmdline::new(&line)?)
+    }
+
     /// The processor must be able to address the end of memory.
     fn check_address_width(&self, hardware: &Hardware) -> Result<(), BuildError> {
         let end = 1u64.checked_shl(hardware.address_bits).unwrap_or(u64::MAX);
@@ -171,10 +203,12 @@ impl VmBuilder {
         cmdline: &Cmdline,
         memory: &GuestMemoryMmap,
         vcpus: u8,
+        slots: &[Slot],
     ) -> Result<Entry, BuildError> {
         let apic_ids = x86_64::apic_ids(vcpus);
         let rsdp = if self.acpi {
-            Some(acpi::write(memory, &acpi_config(&apic_ids))?)
+            let virtio_mmio: Vec<_> = slots.iter().map(Slot::place).collect();
+            Some(acpi::write(memory, &acpi_config(&apic_ids, &virtio_mmio))?)
         } else {
             mptable::write(memory, &apic_ids)?;
             None
@@ -190,6 +224,7 @@ impl VmBuilder {
         hardware: Hardware,
         entry: &Entry,
         memory: GuestMemoryMmap,
+        slots: Vec<Slot>,
         control: Arc<Control>,
     ) -> Result<Vm, BuildError> {
         let Hardware { vm, vcpus, serial_interrupt, .. } = hardware;
@@ -201,14 +236,13 @@ impl VmBuilder {
             .map_err(KvmError::EventFd)?;
         let ports = ports(&serial.port, &control)?;
         let vcpus = (0..).zip(vcpus).map(|(index, fd)| Vcpu::new(index, fd)).collect();
-        let mmio = Bus::new();
-        let machine = Machine::new(ports, mmio, vm, memory);
+        let machine = Machine::new(ports, slots, vm, memory)?;
         control.recorder().record(Milestone::Built);
         Ok(Vm::new(vcpus, machine, serial, self.console, control))
     }
 }
 
-fn acpi_config(apic_ids: &[u32]) -> AcpiConfig<'_> {
+fn acpi_config<'a>(apic_ids: &'a [u32], virtio_mmio: &'a [VirtioMmio]) -> AcpiConfig<'a> {
     AcpiConfig {
         apic_ids,
         sleep_control: power::ACPI_SLEEP_CONTROL_PORT,
@@ -217,7 +251,17 @@ fn acpi_config(apic_ids: &[u32]) -> AcpiConfig<'_> {
         reset: power::ACPI_RESET_PORT,
         reset_value: power::ACPI_RESET_VALUE,
         uart: Some(Uart { port: SerialPort::COM1_PORT, gsi: SerialPort::COM1_IRQ }),
-        virtio_mmio: &[],
+        virtio_mmio,
+    }
+}
+
+/// The virtio devices that were asked for.
+#[derive(Default)]
+struct Devices(Vec<Box<dyn VirtioDevice>>);
+
+impl fmt::Debug for Devices {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|device| device.device_type())).finish()
     }
 }
 
@@ -230,7 +274,12 @@ struct Hardware {
 }
 
 impl Hardware {
-    fn create(memory: &GuestMemoryMmap, count: u8, acpi: bool) -> Result<Self, BuildError> {
+    fn create(
+        memory: &GuestMemoryMmap,
+        count: u8,
+        slots: &[Slot],
+        acpi: bool,
+    ) -> Result<Self, BuildError> {
         let kvm = host::open_fit()?;
         let limit = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
         if u32::from(count) > limit {
@@ -247,6 +296,7 @@ impl Hardware {
         let serial_interrupt =
             EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(KvmError::EventFd)?;
         x86_64::connect_interrupt(&vm, &serial_interrupt, SerialPort::COM1_IRQ)?;
+        slots.iter().try_for_each(|slot| slot.connect(&vm))?;
         let address_bits = template.physical_address_bits();
         Ok(Self { vm, vcpus, serial_interrupt, address_bits })
     }

@@ -38,6 +38,17 @@ pub enum BuildError {
         /// What was asked for.
         requested: MemorySize,
     },
+    /// More virtio devices than a machine can have.
+    #[error("{requested} virtio devices are not possible: at most {limit} are")]
+    Devices {
+        /// How many were asked for.
+        requested: usize,
+        /// The most.
+        limit: usize,
+    },
+    /// A virtio device cannot be put on its transport.
+    #[error("cannot put a virtio device on its transport")]
+    VirtioDevice(#[source] io::Error),
     /// No kernel was given.
     #[error("no kernel was given")]
     NoKernel,

@@ -14,7 +14,13 @@ mod running;
 mod sys;
 mod timeline;
 mod vcpu;
+mod virtio_slots;
 mod vm;
+
+/// Virtio devices, and the trait by which you bring your own.
+pub mod virtio {
+    pub use sparkler_devices::virtio::*;
+}
 
 pub use sparkler_loader::{Cmdline, CmdlineError, ImageError, Initrd, Kernel, LoadError, Protocol};
 

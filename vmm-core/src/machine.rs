@@ -12,20 +12,29 @@ use crate::Outcome;
 use crate::console::{InputSpace, Wake};
 use crate::control::Control;
 use crate::timeline::Milestone;
+use crate::virtio_slots::{Slot, Transports};
 
 /// What all vCPUs of a machine run in: memory and devices. Immutable, so shared without a lock.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) ports: Bus,
     pub(crate) mmio: Bus,
+    pub(crate) virtio: Transports,
     // Kept, not used: KVM maps guest memory by its address in this process. The VM goes first, then the memory.
     _vm: VmFd,
     _memory: GuestMemoryMmap,
 }
 
 impl Machine {
-    pub(crate) fn new(ports: Bus, mmio: Bus, vm: VmFd, memory: GuestMemoryMmap) -> Self {
-        Self { ports, mmio, _vm: vm, _memory: memory }
+    pub(crate) fn new(
+        ports: Bus,
+        slots: Vec<Slot>,
+        vm: VmFd,
+        memory: GuestMemoryMmap,
+    ) -> Result<Self, BusError> {
+        let mut mmio = Bus::new();
+        let virtio = Transports::insert(slots, &mut mmio)?;
+        Ok(Self { ports, mmio, virtio, _vm: vm, _memory: memory })
     }
 }
 

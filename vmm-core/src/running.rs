@@ -17,7 +17,7 @@ pub struct RunningVm {
     threads: Mutex<Threads>,
     console_output: Arc<OutputBuffer>,
     control: Arc<Control>,
-    _machine: Arc<Machine>,
+    machine: Arc<Machine>,
 }
 
 #[derive(Debug)]
@@ -74,14 +74,14 @@ impl RunningVm {
         console_output: Arc<OutputBuffer>,
     ) -> Self {
         let threads = Mutex::new(Threads { vcpus, console: ConsoleThreads::default() });
-        Self { threads, console_output, control, _machine: machine }
+        Self { threads, console_output, control, machine }
     }
 
     pub(crate) fn attach(&self, console: ConsoleThreads) {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).console = console;
     }
 
-    /// Joins all threads, once: the vCPUs first, as what they print still has to go out.
+    /// Joins all threads, once: the vCPUs first, while those that serve them still run.
     fn join(&self, hurry: bool) {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
         if threads.vcpus.is_empty() {
@@ -95,6 +95,7 @@ impl RunningVm {
                 drop(vcpu.join());
             }
         }
+        self.machine.virtio.stop();
         threads.console.finish(hurry);
         // Should its thread be stuck in the writer, what is left here is lost.
         self.console_output.close();

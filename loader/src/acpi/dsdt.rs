@@ -65,8 +65,9 @@ fn add_virtio_mmio(aml: &mut Vec<u8>, uid: u32, device: &VirtioMmio) -> Result<(
     let base = u32::try_from(address).ok().filter(|base| base.checked_add(size).is_some());
     let base = base.ok_or(AcpiError::DeviceAddress { address, size })?;
     let registers = Memory32Fixed::new(true, base, size);
-    // A consumer, level-triggered, active high, shared.
-    let interrupt = Interrupt::new(true, false, false, true, gsi);
+    // A consumer, edge-triggered, active high, shared. Edges suit an irqfd; a device that raises its
+    // interrupt while another's is being served makes a new edge, so none is lost by sharing.
+    let interrupt = Interrupt::new(true, true, false, true, gsi);
     let resources = ResourceTemplate::new(vec![&registers, &interrupt]);
     add_device(aml, &format!("V{uid:03X}"), &"LNRO0005", &uid, &resources);
     Ok(())

@@ -55,7 +55,7 @@ pub struct VirtioMmio {
     pub address: u64,
     /// Bytes of its register window.
     pub size: u32,
-    /// Its interrupt: level-triggered, active high, and maybe shared with others.
+    /// Its interrupt: edge-triggered, active high, and maybe shared with others.
     pub gsi: u32,
 }
 

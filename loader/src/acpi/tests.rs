@@ -117,8 +117,8 @@ fn dsdt_has_soft_off_the_uart_and_virtio_devices() {
     assert_eq!(count(&[0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8, 0x89, 6, 0, 3, 1, 4, 0, 0, 0]), 1);
     assert_eq!(count(b"LNRO0005"), 2);
     assert_eq!((count(b"V000"), count(b"V001")), (1, 1));
-    // 32-bit memory, writable; interrupt 6: consumer, level, high, shared.
-    let resources = [0x86, 9, 0, 1, 0, 0x10, 0, 0xd0, 0, 0x10, 0, 0, 0x89, 6, 0, 9, 1, 6, 0, 0, 0];
+    // 32-bit memory, writable; interrupt 6: consumer, edge, high, shared.
+    let resources = [0x86, 9, 0, 1, 0, 0x10, 0, 0xd0, 0, 0x10, 0, 0, 0x89, 6, 0, 11, 1, 6, 0, 0, 0];
     assert_eq!(count(&resources), 1);
 
     let [.., empty] = tables(&AcpiConfig { uart: None, virtio_mmio: &[], ..CONFIG });

@@ -1,0 +1,90 @@
+//! Virtio devices on their way into a machine: each gets a register window in the hole below 4 GiB, an
+//! interrupt, and its place on the bus.
+
+use std::io;
+use std::sync::Arc;
+
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use sparkler_devices::virtio::{MmioTransport, VirtioDevice};
+use sparkler_devices::{Bus, BusError};
+use sparkler_loader::acpi::VirtioMmio;
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::arch::x86_64;
+use crate::error::KvmError;
+
+/// Where the first register window is; the others follow.
+const FIRST_WINDOW: u64 = 0xd000_0000;
+/// Inputs of the IOAPIC that no legacy device takes. Devices beyond them share.
+const FIRST_GSI: u32 = 5;
+const LAST_GSI: u32 = 23;
+
+/// A device on its transport, and where the guest finds it.
+#[derive(Debug)]
+pub(crate) struct Slot {
+    transport: Arc<MmioTransport>,
+    interrupt: Arc<EventFd>,
+    place: VirtioMmio,
+}
+
+/// Gives each device its place, in order.
+pub(crate) fn place(
+    devices: Vec<Box<dyn VirtioDevice>>,
+    memory: &GuestMemoryMmap,
+) -> io::Result<Vec<Slot>> {
+    let addresses =
+        (FIRST_WINDOW..).step_by(usize::try_from(MmioTransport::SIZE).unwrap_or(0x1000));
+    let interrupts = (FIRST_GSI..=LAST_GSI).cycle();
+    let places = addresses.zip(interrupts);
+    let slots = devices.into_iter().zip(places).map(|(device, (address, gsi))| {
+        let interrupt = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let line = Box::new(Arc::clone(&interrupt));
+        let transport = Arc::new(MmioTransport::new(device, memory.clone(), line)?);
+        let size = u32::try_from(MmioTransport::SIZE).unwrap_or(0x1000);
+        Ok(Slot { transport, interrupt, place: VirtioMmio { address, size, gsi } })
+    });
+    slots.collect()
+}
+
+impl Slot {
+    /// What the ACPI tables say of it.
+    pub(crate) fn place(&self) -> VirtioMmio {
+        self.place
+    }
+
+    /// What the command line says of it where there is no ACPI.
+    pub(crate) fn parameter(&self) -> String {
+        let VirtioMmio { address, size, gsi } = self.place;
+        format!("virtio_mmio.device={size}@{address:#x}:{gsi}")
+    }
+
+    /// Notifications and interrupts go through KVM directly, without leaving the kernel.
+    pub(crate) fn connect(&self, vm: &VmFd) -> Result<(), KvmError> {
+        let notify = self.place.address.saturating_add(MmioTransport::QUEUE_NOTIFY);
+        // One descriptor for all queues: whatever value is written there.
+        vm.register_ioevent(self.transport.notify_fd(), &IoEventAddress::Mmio(notify), NoDatamatch)
+            .map_err(KvmError::ioctl("KVM_IOEVENTFD"))?;
+        x86_64::connect_interrupt(vm, &self.interrupt, self.place.gsi)
+    }
+}
+
+/// The transports of a machine.
+#[derive(Debug)]
+pub(crate) struct Transports(Vec<Arc<MmioTransport>>);
+
+impl Transports {
+    /// Puts the devices onto the MMIO bus.
+    pub(crate) fn insert(slots: Vec<Slot>, mmio: &mut Bus) -> Result<Self, BusError> {
+        let insert = |slot: Slot| {
+            mmio.insert(slot.place.address, MmioTransport::SIZE, Arc::clone(&slot.transport) as _)?;
+            Ok(slot.transport)
+        };
+        slots.into_iter().map(insert).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Ends every device and joins its thread. For when no vCPU runs any more.
+    pub(crate) fn stop(&self) {
+        self.0.iter().for_each(|transport| transport.stop());
+    }
+}
