@@ -5,8 +5,19 @@
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sparkler::{Console, Kernel, MemorySize, Outcome, Vm, VmBuilder};
+
+/// The lab's processor is emulated: there, everything takes many times as long.
+pub(crate) fn emulated() -> bool {
+    std::env::var_os("SPARKLER_EMULATED").is_some()
+}
+
+/// How long a drop may take: a second, on a processor that is one.
+pub(crate) fn drop_limit() -> Duration {
+    Duration::from_secs(if emulated() { 20 } else { 1 })
+}
 
 /// A machine with the built-in guest, which does what `cmdline` says.
 pub(crate) fn guest(cmdline: &str) -> VmBuilder {

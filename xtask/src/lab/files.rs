@@ -108,7 +108,12 @@ fn place(stage: &Path, host: &Path, guest: &Path) -> Result<()> {
 
 fn command_script(run: &Run, io: Io) -> Vec<u8> {
     let mut script = b"#!/bin/sh\n".to_vec();
-    let usual = [("SPARKLER_KERNEL", GUEST_KERNEL), ("SPARKLER_INITRD", GUEST_INITRD)];
+    let usual = [
+        ("SPARKLER_KERNEL", GUEST_KERNEL),
+        ("SPARKLER_INITRD", GUEST_INITRD),
+        // Tests are more patient where the processor is emulated.
+        ("SPARKLER_EMULATED", "1"),
+    ];
     let usual = usual.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()));
     for (name, value) in usual.chain(run.env.iter().cloned()) {
         script.extend_from_slice(format!("export {name}=").as_bytes());
