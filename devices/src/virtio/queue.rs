@@ -44,6 +44,8 @@ pub struct Queue {
     pub(super) in_flight_count: u16,
     /// Allocations of earlier chains.
     pub(super) spare: Vec<Vec<Segment>>,
+    /// Chains were pushed since the last `notify`.
+    pub(super) unannounced: bool,
     pub(super) broken: bool,
     pub(super) shared: Arc<Shared>,
 }
@@ -207,6 +209,7 @@ impl Queue {
         };
         *slot = false;
         self.in_flight_count = self.in_flight_count.saturating_sub(1);
+        self.unannounced = true;
         self.recycle(chain.layout);
         self.ring.add_used(&*self.memory, head, len).map_err(|error| self.ring_error(error))
     }
@@ -216,7 +219,7 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Interrupt`] if the interrupt's file descriptor fails.
     pub fn notify(&mut self) -> Result<(), QueueError> {
-        if self.wants_interrupt()? {
+        if std::mem::take(&mut self.unannounced) && self.wants_interrupt()? {
             self.shared.interrupt_used().map_err(QueueError::Interrupt)?;
         }
         Ok(())

@@ -63,6 +63,7 @@ impl QueueSetup {
             in_flight: vec![false; size.into()],
             in_flight_count: 0,
             spare: Vec::new(),
+            unannounced: false,
             broken: false,
             shared: shared.clone(),
         })

@@ -13,8 +13,8 @@ use crate::virtio::shared::Shared;
 use crate::virtio::{Queue, QueueError};
 
 /// The driver's half of a split virtqueue (virtio 1.2, 2.7): three areas of guest memory, which it can
-/// fill in any way.
-#[derive(Debug)]
+/// fill in any way. A clone is another driver on the same ring.
+#[derive(Debug, Clone)]
 pub struct MockRing {
     memory: GuestMemoryMmap,
     base: GuestAddress,
@@ -54,6 +54,12 @@ impl MockRing {
         ring
     }
 
+    /// The same ring elsewhere, with what lies there; it need not be a place for one.
+    #[must_use]
+    pub fn at(&self, base: GuestAddress, size: u16) -> Self {
+        Self { base, size, ..self.clone() }
+    }
+
     /// To the state before first use, all zeros.
     pub fn clear(&mut self) {
         let len = self.used().0 - self.base.0 + 8 * u64::from(self.size) + 6;
@@ -79,13 +85,13 @@ impl MockRing {
 
     /// Where the available ring lies.
     pub fn available(&self) -> GuestAddress {
-        self.base.unchecked_add(16 * u64::from(self.size))
+        GuestAddress(self.base.0.wrapping_add(16 * u64::from(self.size)))
     }
 
     /// Where the used ring lies.
     pub fn used(&self) -> GuestAddress {
-        let end = self.available().0 + 2 * u64::from(self.size) + 6;
-        GuestAddress(end.next_multiple_of(4))
+        let end = self.available().0.wrapping_add(2 * u64::from(self.size) + 6);
+        GuestAddress(end.wrapping_add(3) & !3)
     }
 
     /// The device's half, as it is at `DRIVER_OK`, without a transport.
