@@ -47,7 +47,10 @@ pub(crate) fn run_any(title: &str, command: &mut Command) -> Result<Output> {
     loop {
         match lines.recv_timeout(Duration::from_millis(200)) {
             Ok((stream, line)) => {
-                progress.line(&line);
+                // What is meant for a program, such as cargo's JSON, comes on stdout.
+                if stream == Stream::Stderr {
+                    progress.line(&line);
+                }
                 transcript.push_str(&line);
                 if stream == Stream::Stdout {
                     stdout.push_str(&line);

@@ -62,8 +62,9 @@ pub(super) fn t1(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-pub(super) fn t2(report: &mut Report) -> Result<()> {
-    if Kvm::probe() == Kvm::Hardware {
+pub(super) fn t2(report: &mut Report, kvm_in_lab: bool) -> Result<()> {
+    let kvm = Kvm::probe();
+    if kvm == Kvm::Hardware {
         let guest = Guest::prepare(Binary::LeaveOut)?;
         for harness in Programs::build(None)?.harnesses {
             if harness.need() == Need::StockLinux {
@@ -73,12 +74,16 @@ pub(super) fn t2(report: &mut Report) -> Result<()> {
             }
         }
     }
-    let of_kvm = |need| matches!(need, Need::Kvm | Need::StockLinux);
+    let in_lab = |harness: &&Harness| match harness.need() {
+        Need::StockLinux => true,
+        Need::Kvm => kvm_in_lab || kvm == Kvm::None,
+        Need::Root | Need::Kernel => false,
+    };
     let lab = match Lab::prepare(Binary::Build) {
         Ok(lab) => lab,
         Err(error) if error.is::<setup::NeedsRoot>() => {
             let harnesses = Programs::build(None)?.harnesses;
-            let tests: usize = harnesses.iter().filter(|h| of_kvm(h.need())).map(|h| h.tests).sum();
+            let tests: usize = harnesses.iter().filter(in_lab).map(|h| h.tests).sum();
             report.skipped("T2", "everything in the lab", tests + 1, &format!("{error:#}"));
             return Ok(());
         }
@@ -93,7 +98,7 @@ pub(super) fn t2(report: &mut Report) -> Result<()> {
     })?;
 
     let programs = Programs::build(Some(LAB_TARGET))?;
-    for harness in programs.harnesses.iter().filter(|harness| of_kvm(harness.need())) {
+    for harness in programs.harnesses.iter().filter(in_lab) {
         let mut run =
             Run::new(vec![harness.built.executable.clone().into(), "--ignored".into()], LIMIT);
         let own = programs.binaries.iter().filter(|binary| binary.package == harness.built.package);
