@@ -8,6 +8,7 @@ use clap::{
 };
 use sparkler::MemorySize;
 
+use crate::disk::DiskArg;
 use crate::report;
 
 const STYLES: Styles = Styles::styled()
@@ -49,6 +50,8 @@ Exit codes:
 Examples:
   sparkler run vmlinuz --initrd initrd.img
   sparkler run vmlinux -m 1G -c 4 --cmdline 'console=ttyS0 quiet'
+  sparkler run vmlinuz --initrd initrd.img --disk root.ext4 --disk data.img,ro \
+      --cmdline 'console=ttyS0 panic=-1 root=/dev/vda rw'
   sparkler run vmlinuz --initrd test.cpio --timeline </dev/null >boot.log
   sparkler run vmlinuz --initrd test.cpio --json 2>&1 >/dev/null | tail -n 1";
 
@@ -114,6 +117,20 @@ pub(crate) struct RunArgs {
     /// Describe the machine by an MP table, without ACPI
     #[arg(long, help_heading = "Machine")]
     pub(crate) no_acpi: bool,
+
+    /// A disk: a raw file or block device, /dev/vda in the guest, then /dev/vdb, ...
+    ///
+    /// PATH[,ro][,direct][,serial=TEXT][,queues=N][,iops=N][,bps=SIZE]. ro: the guest cannot write,
+    /// and others may read the file too; without it nobody else may use it. direct: around the
+    /// host's page cache. iops and bps (bytes; K, M, G): how much the guest may ask in a second. A
+    /// comma in PATH is written twice. The format is raw, always: nothing is guessed from content.
+    #[arg(long = "disk", value_name = "PATH[,OPTION]...", value_hint = ValueHint::FilePath)]
+    #[arg(help_heading = "Devices")]
+    pub(crate) disks: Vec<DiskArg>,
+
+    /// A source of entropy for the guest (virtio-rng)
+    #[arg(long, help_heading = "Devices")]
+    pub(crate) rng: bool,
 
     /// Leave standard input and output alone: the guest's serial port goes nowhere
     #[arg(long, help_heading = "Output")]

@@ -7,6 +7,7 @@ mod built_in;
 mod check;
 mod console;
 mod demo;
+mod disk;
 mod ending;
 mod escape;
 mod keyboard;

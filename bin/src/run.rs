@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use sparkler::virtio::rng::Rng;
 use sparkler::{Initrd, Kernel, Vm, VmBuilder};
 
 use crate::{
@@ -72,6 +73,12 @@ fn builder(args: &RunArgs) -> Result<VmBuilder, Failure> {
         .kernel(Kernel::file(&args.kernel).map_err(Failure::refused)?);
     if let Some(path) = &args.initrd {
         builder = builder.initrd(Initrd::file(path).map_err(Failure::refused)?);
+    }
+    for disk in &args.disks {
+        builder = builder.disk(disk.open().map_err(Failure::refused)?);
+    }
+    if args.rng {
+        builder = builder.device(Rng::new().map_err(Failure::refused)?);
     }
     Ok(builder)
 }

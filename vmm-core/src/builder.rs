@@ -7,6 +7,7 @@ use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use sparkler_devices::power;
 use sparkler_devices::serial::SerialPort;
 use sparkler_devices::virtio::VirtioDevice;
+use sparkler_devices::virtio::block::{Block, Disk};
 use sparkler_loader::acpi::{self, AcpiConfig, Uart, VirtioMmio};
 use sparkler_loader::{BootConfig, Cmdline, Entry, Initrd, Kernel, mptable};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -98,6 +99,22 @@ impl VmBuilder {
     pub fn device(mut self, device: impl VirtioDevice) -> Self {
         self.devices.0.push(Box::new(device));
         self
+    }
+
+    /// Adds a disk: short for [`device`](Self::device) with a [`Block`].
+    ///
+    /// ```no_run
+    /// use sparkler::{Kernel, Vm, virtio::block::Disk};
+    ///
+    /// let vm = Vm::builder()
+    ///     .kernel(Kernel::file("/boot/vmlinuz")?)
+    ///     .cmdline("console=ttyS0 root=/dev/vda")
+    ///     .disk(Disk::open("root.ext4")?)
+    ///     .build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn disk(self, disk: Disk) -> Self {
+        self.device(Block::new(disk))
     }
 
     /// Whether the machine describes itself by ACPI tables (the default). Without, it has an MP table
