@@ -10,7 +10,7 @@
 //! | [`power`] | ACPI sleep and reset registers, i8042 reset, exit port |
 //! | [`boot_mark`] | a port that stamps the time line of a boot |
 //! | [`virtio`] | the virtio MMIO transport, its queues, and the devices on it |
-#![deny(unsafe_code)] // Allowed in `sys` alone.
+#![deny(unsafe_code)] // Allowed in files named `sys`, and in the one of io_uring.
 #![warn(missing_docs, clippy::arithmetic_side_effects)]
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))] // A test that overflows fails, as it should.
 

@@ -1,5 +1,5 @@
 //! What needs `unsafe`: two system calls that the standard library does not wrap, and a borrow.
-#![allow(unsafe_code)] // The only file of this crate that has any.
+#![allow(unsafe_code)] // Disks have two more such files.
 
 use std::io;
 use std::mem::MaybeUninit;

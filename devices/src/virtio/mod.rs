@@ -6,6 +6,7 @@
 //! | [`MmioTransport`] | puts a device on the MMIO bus: registers, status, negotiation, reset |
 //! | [`Session`] | what a device has while it is live: its queues, memory, interrupt, a way to wait |
 //! | [`Queue`], [`Chain`] | a checked ring, and a checked request from it |
+//! | [`block::Block`] | the block device: disks |
 //! | [`rng::Rng`] | the entropy device |
 //!
 //! Nothing that the guest writes, to registers or to rings, is trusted; a driver that breaks the rules
@@ -70,6 +71,7 @@
 //! assert_eq!(driver.request(0, &[b"hello"], &[16]), b"HELLO");
 //! ```
 
+pub mod block;
 mod chain;
 mod config;
 pub mod features;

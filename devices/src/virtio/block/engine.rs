@@ -1,26 +1,26 @@
 use std::fmt::Debug;
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
-use super::buffers::Buffer;
+use super::super::{Chain, Slices};
 
-/// One thing for an [`Engine`] to do. Offsets and lengths are bytes of the disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// Moves at most `len` bytes from `offset` on into guest memory. Fewer is fine, except none: that
-    /// is the end of the storage.
+/// One thing for an [`Engine`] to do. Offsets and lengths are bytes of the disk; none is empty.
+#[derive(Debug)]
+pub enum Operation<'chain> {
+    /// Fills `data` from `offset` on. Less than all is fine, nothing means the end of the storage.
     Read {
-        /// First byte.
+        /// Where on the disk.
         offset: u64,
-        /// Bytes, at least one.
-        len: u64,
+        /// Guest memory to fill.
+        data: Data<'chain>,
     },
-    /// Moves at most `len` bytes out of guest memory to `offset`. Fewer is fine, except none.
+    /// Puts `data` at `offset`. Less than all is fine, nothing counts as a failure.
     Write {
-        /// First byte.
+        /// Where on the disk.
         offset: u64,
-        /// Bytes, at least one.
-        len: u64,
+        /// Guest memory to take it from.
+        data: Data<'chain>,
     },
     /// Makes every write that was complete before durable.
     Sync,
@@ -28,14 +28,14 @@ pub enum Operation {
     Discard {
         /// First byte.
         offset: u64,
-        /// Bytes, at least one.
+        /// Bytes.
         len: u64,
     },
     /// Makes all of these bytes zero.
     WriteZeroes {
         /// First byte.
         offset: u64,
-        /// Bytes, at least one.
+        /// Bytes.
         len: u64,
         /// The storage behind them may be given back.
         unmap: bool,
@@ -48,25 +48,20 @@ pub struct Completion {
     /// The tag that it was begun with.
     pub tag: u16,
     /// Bytes that were read or written; anything for the other operations.
-    pub result: io::Result<u64>,
+    pub result: io::Result<usize>,
 }
 
-/// What carries out a disk's operations, for one session: from the driver's DRIVER_OK to reset.
+/// What carries out a disk's operations, for one session: from the driver's `DRIVER_OK` to reset.
 ///
-/// Operations may run side by side and end in any order; an engine may as well do each at once. It
-/// was made with the guest's memory and keeps that alive while any operation can still touch it.
+/// Operations may run side by side and end in any order, or each at once in [`begin`](Self::begin).
 ///
-/// An implementation of one's own ([`Block::with_engine`](super::Block::with_engine)) brings storage
+/// An implementation of one's own ([`Disk::with_engine`](super::Disk::with_engine)) brings storage
 /// that is no file, or the faults that a test wants.
-pub trait Engine: Debug + Send {
-    /// Begins `operation`. `buffers` is the guest memory of a read or a write; at least as long as the
-    /// operation, and checked to be inside the guest's memory.
-    ///
-    /// `tag` is in use by no other operation, and below the depth that the engine was made for, or
-    /// equal to it.
-    fn begin(&mut self, tag: u16, operation: Operation, buffers: &[Buffer]);
+pub trait Engine: Debug {
+    /// Begins `operation`. No other operation that is still in flight has this `tag`.
+    fn begin(&mut self, tag: u16, operation: Operation<'_>);
 
-    /// Starts what was begun and only waits to be started together with more.
+    /// Starts what was begun and still waits, so that many are started at once.
     ///
     /// # Errors
     /// The engine cannot go on; the device then needs a reset.
@@ -89,5 +84,48 @@ pub trait Engine: Debug + Send {
     /// The engine cannot go on; the device then needs a reset.
     fn drain(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// The guest memory that a read or a write moves: a run of bytes in a request's buffers.
+#[derive(Debug)]
+pub struct Data<'chain> {
+    chain: &'chain Chain,
+    range: Range<usize>,
+    writable: bool,
+}
+
+impl<'chain> Data<'chain> {
+    /// Bytes that the driver wrote, to be put on the disk.
+    pub(super) fn from_driver(chain: &'chain Chain, range: Range<usize>) -> Self {
+        Self { chain, range, writable: false }
+    }
+
+    /// Room for bytes of the disk.
+    pub(super) fn to_driver(chain: &'chain Chain, range: Range<usize>) -> Self {
+        Self { chain, range, writable: true }
+    }
+
+    /// How many bytes; at least one.
+    #[must_use]
+    #[allow(clippy::len_without_is_empty)] // It never is.
+    pub fn len(&self) -> usize {
+        self.range.len()
+    }
+
+    /// The bytes as they lie in host memory.
+    #[must_use]
+    pub fn slices(&self) -> Slices<'chain> {
+        if self.writable {
+            self.chain.writable_slices(self.range.clone())
+        } else {
+            self.chain.readable_slices(self.range.clone())
+        }
+    }
+
+    /// What keeps the bytes mapped.
+    #[cfg(feature = "io-uring")]
+    pub(super) fn memory(&self) -> &std::sync::Arc<vm_memory::GuestMemoryMmap> {
+        &self.chain.memory
     }
 }

@@ -35,6 +35,5 @@ pub(super) fn try_lock(file: &File, writable: bool) -> io::Result<bool> {
         }
     }
     // Locked first, looked second: of a reader and a writer that come at once, one at least sees the other.
-    Ok(sys::is_unlocked(file, USED + WRITE, 1)?
-        && sys::is_unlocked(file, USED + RESIZE, 1)?)
+    Ok(sys::is_unlocked(file, USED + WRITE, 1)? && sys::is_unlocked(file, USED + RESIZE, 1)?)
 }

@@ -3,9 +3,8 @@
 //! Pure: bytes in, a [`Request`] or the [`Status`] that refuses it out.
 
 use virtio_bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
-    VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
 };
 
 /// The unit of the protocol, whatever the block size of the disk: 512 bytes.
@@ -24,9 +23,12 @@ pub(super) const MAX_RANGE_SECTORS: u32 = 1 << 21;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Status {
-    Ok = VIRTIO_BLK_S_OK as u8,
-    IoError = VIRTIO_BLK_S_IOERR as u8,
-    Unsupported = VIRTIO_BLK_S_UNSUPP as u8,
+    /// `VIRTIO_BLK_S_OK`
+    Ok = 0,
+    /// `VIRTIO_BLK_S_IOERR`
+    IoError = 1,
+    /// `VIRTIO_BLK_S_UNSUPP`
+    Unsupported = 2,
 }
 
 /// Bytes of the disk, inside its capacity.
@@ -100,11 +102,7 @@ impl Rules {
     }
 
     /// Checks one range of `request`: of the two that have ranges, only write-zeroes has a flag.
-    pub(super) fn range(
-        &self,
-        request: &Request,
-        bytes: [u8; RANGE_LEN],
-    ) -> Result<Range, Status> {
+    pub(super) fn range(&self, request: &Request, bytes: [u8; RANGE_LEN]) -> Result<Range, Status> {
         let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, flags @ ..] = bytes;
         let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
         let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
@@ -259,9 +257,6 @@ mod tests {
         assert_eq!(RULES.range(&zeroes, range(u64::MAX, 2, 0)), Err(Status::IoError));
         let huge = Rules { capacity: 1 << 40, ..RULES };
         assert!(huge.range(&discard, range(0, MAX_RANGE_SECTORS, 0)).is_ok());
-        assert_eq!(
-            huge.range(&discard, range(0, MAX_RANGE_SECTORS + 1, 0)),
-            Err(Status::IoError)
-        );
+        assert_eq!(huge.range(&discard, range(0, MAX_RANGE_SECTORS + 1, 0)), Err(Status::IoError));
     }
 }

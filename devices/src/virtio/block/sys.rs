@@ -7,9 +7,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
-
-use super::buffers::Buffer;
+use super::engine::Data;
 
 /// The most pieces that one call takes (`IOV_MAX` of Linux).
 const MAX_PIECES: usize = 1024;
@@ -19,37 +17,16 @@ const MAX_PIECES: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct IoVecs(Vec<libc::iovec>);
 
-// SAFETY: the pointers are only values here; whoever hands them to the kernel sees to it that the
-// memory is there, whatever the thread.
-unsafe impl Send for IoVecs {}
-
 impl IoVecs {
-    /// Lists the first `len` bytes of `buffers`, or fewer if they are in too many pieces.
+    /// Lists `data`, or the first part of it if it is in too many pieces.
     ///
-    /// # Errors
-    /// `EFAULT`: a buffer is not in `memory`.
-    pub(super) fn fill(
-        &mut self,
-        memory: &GuestMemoryMmap,
-        buffers: &[Buffer],
-        len: u64,
-    ) -> io::Result<()> {
+    /// The pointers are good for as long as the memory of `data` is.
+    pub(super) fn fill(&mut self, data: &Data<'_>) -> io::Result<()> {
         self.0.clear();
-        let mut left = usize::try_from(len).unwrap_or(usize::MAX);
-        for buffer in buffers {
-            let part = left.min(usize::try_from(buffer.len).unwrap_or(usize::MAX));
-            left = left.saturating_sub(part);
-            for slice in GuestMemoryBackend::get_slices(memory, buffer.address, part) {
-                let slice = slice.map_err(|_| io::Error::from_raw_os_error(libc::EFAULT))?;
-                if self.0.len() == MAX_PIECES {
-                    return Ok(());
-                }
-                let iov_base = slice.ptr_guard_mut().as_ptr().cast();
-                self.0.push(libc::iovec { iov_base, iov_len: slice.len() });
-            }
-            if left == 0 {
-                break;
-            }
+        for slice in data.slices().take(MAX_PIECES) {
+            let slice = slice.map_err(io::Error::other)?;
+            let iov_base = slice.ptr_guard_mut().as_ptr().cast();
+            self.0.push(libc::iovec { iov_base, iov_len: slice.len() });
         }
         Ok(())
     }
@@ -62,44 +39,31 @@ impl IoVecs {
     pub(super) fn count(&self) -> u32 {
         u32::try_from(self.0.len()).unwrap_or(0)
     }
-
-    /// Whether every piece begins at a multiple of `memory` and is a multiple of `len` long.
-    pub(super) fn aligned(&self, memory: u64, len: u64) -> bool {
-        self.0.iter().all(|piece| {
-            let address = u64::try_from(piece.iov_base.addr()).unwrap_or(u64::MAX);
-            let size = u64::try_from(piece.iov_len).unwrap_or(u64::MAX);
-            address.is_multiple_of(memory) && size.is_multiple_of(len)
-        })
-    }
 }
 
-/// `preadv`: moves bytes of `file` from `offset` on to the first `len` bytes of `buffers`.
+/// `preadv`: fills `data` from `offset` of `file` on.
 pub(super) fn read(
     file: &File,
-    memory: &GuestMemoryMmap,
-    buffers: &[Buffer],
-    len: u64,
+    data: &Data<'_>,
     offset: u64,
     iovecs: &mut IoVecs,
-) -> io::Result<u64> {
-    iovecs.fill(memory, buffers, len)?;
+) -> io::Result<usize> {
+    iovecs.fill(data)?;
     let offset = file_offset(offset)?;
     let count = libc::c_int::try_from(iovecs.count()).unwrap_or(0);
-    // SAFETY: `iovecs` lists memory inside mappings of `memory`, filled in just now, and `memory` is
-    // borrowed until the call has returned. Guest memory has no Rust references: the kernel may write it.
+    // SAFETY: `iovecs` was filled from `data` just now, which stays borrowed, and its memory mapped,
+    // until the call returns. Guest memory has no Rust references: the kernel may write to it.
     retry(|| unsafe { libc::preadv(file.as_raw_fd(), iovecs.as_ptr(), count, offset) })
 }
 
-/// `pwritev`: moves the first `len` bytes of `buffers` to `offset` of `file`.
+/// `pwritev`: puts `data` at `offset` of `file`.
 pub(super) fn write(
     file: &File,
-    memory: &GuestMemoryMmap,
-    buffers: &[Buffer],
-    len: u64,
+    data: &Data<'_>,
     offset: u64,
     iovecs: &mut IoVecs,
-) -> io::Result<u64> {
-    iovecs.fill(memory, buffers, len)?;
+) -> io::Result<usize> {
+    iovecs.fill(data)?;
     let offset = file_offset(offset)?;
     let count = libc::c_int::try_from(iovecs.count()).unwrap_or(0);
     // SAFETY: as in `read`; the kernel only reads the memory.
@@ -127,7 +91,11 @@ pub(super) fn is_unlocked(file: &File, start: i64, len: i64) -> io::Result<bool>
     let mut lock = range(start, len, true);
     // SAFETY: F_OFD_GETLK reads and writes a `struct flock`, which `lock` is.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) };
-    if result == 0 { Ok(lock.l_type == lock_type(libc::F_UNLCK)) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(lock.l_type == lock_type(libc::F_UNLCK))
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// The status flags of an open file (`F_GETFL`): access mode, `O_DIRECT`, `O_APPEND` and so on.
@@ -211,9 +179,9 @@ fn file_offset(offset: u64) -> io::Result<libc::off_t> {
     libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }
 
-fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<u64> {
+fn retry(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<usize> {
     loop {
-        if let Ok(count) = u64::try_from(call()) {
+        if let Ok(count) = usize::try_from(call()) {
             return Ok(count);
         }
         let error = io::Error::last_os_error();

@@ -1,0 +1,218 @@
+//! The life of a disk between `DRIVER_OK` and reset: queues on one side, an engine on the other.
+
+use std::time::Instant;
+
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
+
+use super::super::{Chain, DeviceError, Queue, Session};
+use super::rate_limit::Limiter;
+use super::request::HEADER_LEN;
+use super::requests::{Done, Requests};
+use super::state::State;
+use super::stats::count;
+use super::{Block, has};
+
+/// The most requests in flight at once.
+const MAX_IN_FLIGHT: u16 = 1024;
+/// How many requests start before the ended ones are looked at.
+const BATCH: usize = 32;
+
+/// Serves the disk until the session ends.
+pub(super) fn run(block: &mut Block, session: &mut Session) -> Result<(), DeviceError> {
+    let features = session.features();
+    let queues = session.take_queues();
+    let state = block.disk.state.clone();
+    state.set_waker(session.waker());
+    let cache = Cache::negotiated(features);
+    if matches!(cache, Cache::Choice { flushes: false }) {
+        state.set_writeback(false);
+    }
+    let limiter = Limiter::new(block.disk.rate_limit, Instant::now());
+    let slots = queues.iter().fold(0u16, |sum, queue| sum.saturating_add(queue.size()));
+    let requests = block.requests(features, slots.min(MAX_IN_FLIGHT))?;
+    let (turn, parked, state) = (0, None, &*state);
+    let mut worker = Worker { session, queues, turn, requests, limiter, parked, cache, state };
+    let result = worker.serve();
+    // Whatever happened: no operation may touch guest memory after the session.
+    let drained = worker.requests.drain();
+    state.set_writeback(true);
+    result.and(drained.map_err(DeviceError::from))
+}
+
+/// Whether complete writes may stay in a cache until a flush (virtio 1.2, section 5.2.6.2).
+#[derive(Debug, Clone, Copy)]
+enum Cache {
+    WriteThrough,
+    WriteBack,
+    /// The driver chooses by `writeback` in the configuration space, where it begins as false if there
+    /// are no flushes.
+    Choice {
+        flushes: bool,
+    },
+}
+
+impl Cache {
+    fn negotiated(features: u64) -> Self {
+        let flushes = has(features, VIRTIO_BLK_F_FLUSH);
+        if has(features, VIRTIO_BLK_F_CONFIG_WCE) {
+            Self::Choice { flushes }
+        } else if flushes {
+            Self::WriteBack
+        } else {
+            Self::WriteThrough
+        }
+    }
+
+    /// Whether a write that starts now is complete only when it is durable.
+    fn write_through(self, state: &State) -> bool {
+        match self {
+            Self::WriteThrough => true,
+            Self::WriteBack => false,
+            Self::Choice { .. } => !state.writeback(),
+        }
+    }
+}
+
+struct Worker<'a> {
+    session: &'a mut Session,
+    queues: Vec<Queue>,
+    /// Which queue is looked at first next time.
+    turn: usize,
+    requests: Requests<'a>,
+    limiter: Option<Limiter>,
+    parked: Option<Parked>,
+    cache: Cache,
+    state: &'a State,
+}
+
+/// A request that the rate limit holds back. No other one starts before it.
+struct Parked {
+    chain: Chain,
+    until: Instant,
+}
+
+impl Worker<'_> {
+    fn serve(&mut self) -> Result<(), DeviceError> {
+        loop {
+            if self.state.take_changed() {
+                self.session.config_changed()?;
+            }
+            self.work()?;
+            if self.session.is_stopping() {
+                return Ok(());
+            }
+            if self.parked.is_none() && self.requests.has_room() && self.more_came()? {
+                continue;
+            }
+            let now = Instant::now();
+            let timeout =
+                self.parked.as_ref().map(|parked| parked.until.saturating_duration_since(now));
+            let completions = self.requests.engine().completion_fd();
+            if !self.session.wait(completions.as_slice(), timeout)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Starts requests and gives them back for as long as there are any.
+    fn work(&mut self) -> Result<(), DeviceError> {
+        for queue in &mut self.queues {
+            queue.disable_notifications()?;
+        }
+        loop {
+            let started = self.start_batch()?;
+            self.requests.submit()?;
+            let ended = self.give_back()?;
+            if self.session.is_stopping() || !(started || ended) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Asks for notifications again. Whether there is something to do already.
+    fn more_came(&mut self) -> Result<bool, DeviceError> {
+        let mut more = false;
+        for queue in &mut self.queues {
+            more |= queue.enable_notifications()?;
+        }
+        Ok(more)
+    }
+
+    /// Whether any request started.
+    fn start_batch(&mut self) -> Result<bool, DeviceError> {
+        for started in 0..BATCH {
+            if !self.requests.has_room() || !self.start_one()? {
+                return Ok(started > 0);
+            }
+        }
+        Ok(true)
+    }
+
+    /// `Ok(false)`: there is no request, or the rate limit holds it back.
+    fn start_one(&mut self) -> Result<bool, DeviceError> {
+        let (chain, new) = match self.parked.take() {
+            Some(parked) => (parked.chain, false),
+            None => match self.pop()? {
+                Some(chain) => (chain, true),
+                None => return Ok(false),
+            },
+        };
+        if let Some(limiter) = &mut self.limiter {
+            let now = Instant::now();
+            if let Err(wait) = limiter.take(data_len(&chain), now) {
+                count(&self.state.counters.throttled, u64::from(new));
+                let until = now.checked_add(wait).unwrap_or(now);
+                self.parked = Some(Parked { chain, until });
+                return Ok(false);
+            }
+        }
+        self.requests.start(chain, self.cache.write_through(self.state))?;
+        Ok(true)
+    }
+
+    /// The next request, of each queue in turn.
+    fn pop(&mut self) -> Result<Option<Chain>, DeviceError> {
+        self.turn = self.turn.checked_rem(self.queues.len()).unwrap_or(0);
+        let (before, after) = self.queues.split_at_mut_checked(self.turn).unwrap_or_default();
+        for queue in after.iter_mut().chain(before) {
+            self.turn = self.turn.saturating_add(1);
+            if let Some(chain) = queue.pop()? {
+                return Ok(Some(chain));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Gives all requests that have ended back to the driver, with one interrupt at most for each
+    /// queue. Whether anything went on.
+    fn give_back(&mut self) -> Result<bool, DeviceError> {
+        let mut went_on = false;
+        while self.requests.advance()? {
+            went_on = true;
+        }
+        let mut touched = 0u16;
+        while let Some(Done { chain, written }) = self.requests.next_done() {
+            went_on = true;
+            touched |= mask(chain.queue);
+            if let Some(queue) = self.queues.iter_mut().find(|queue| queue.index() == chain.queue) {
+                queue.push(chain, written)?;
+            }
+        }
+        for queue in self.queues.iter_mut().filter(|queue| touched & mask(queue.index()) != 0) {
+            queue.notify()?;
+        }
+        Ok(went_on)
+    }
+}
+
+/// The bit of a queue; there are at most 16.
+fn mask(queue: u16) -> u16 {
+    1u16.checked_shl(queue.into()).unwrap_or(0)
+}
+
+/// What a request counts for the limit of bytes: its data, not its header and status.
+fn data_len(chain: &Chain) -> u64 {
+    let output = chain.readable_len().saturating_sub(HEADER_LEN);
+    let input = chain.writable_len().saturating_sub(1);
+    u64::try_from(output.saturating_add(input)).unwrap_or(u64::MAX)
+}
