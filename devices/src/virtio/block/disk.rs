@@ -227,7 +227,7 @@ impl Disk {
         }
         let geometry = disk.geometry();
         let file = Arc::new(disk);
-        let state = Arc::new(State::new(size, Some((Arc::clone(&file), name.clone()))));
+        let state = Arc::new(State::new(size, Some((Arc::downgrade(&file), name.clone()))));
         let source = Source::File { file, kind: EngineKind::Auto };
         Ok(Self::plain(name, state, source, writable, geometry))
     }

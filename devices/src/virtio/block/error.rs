@@ -127,7 +127,7 @@ pub enum DiskError {
         /// The reason.
         source: io::Error,
     },
-    /// A disk that is no file cannot be looked at again.
-    #[error("only a disk that is a file can be refreshed")]
+    /// There is no file to look at again: the disk has an engine of its own, or is gone.
+    #[error("only a disk that is a file and still in use can be refreshed")]
     NoFile,
 }

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::sync::OnceLock;
 
@@ -60,7 +60,7 @@ impl DiskFile {
         Ok(fits.then_some(Self { file, block_device, direct: OnceLock::new() }))
     }
 
-    /// Takes the lock of `lock`, for as long as the file is open.
+    /// Takes the lock of `lock`, until the drop. `Ok(false)`: it is in use otherwise.
     pub(super) fn try_lock(&self, writable: bool) -> io::Result<bool> {
         lock::try_lock(&self.file, writable)
     }
@@ -238,9 +238,9 @@ impl DiskFile {
     }
 }
 
-impl AsFd for DiskFile {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
+impl Drop for DiskFile {
+    fn drop(&mut self) {
+        lock::unlock(&self.file);
     }
 }
 

@@ -4,7 +4,7 @@
 //! is locked by whoever uses permission P, byte 200 + P by whoever does not let others use it. All of
 //! these are shared locks; each user then looks for locks of others that contradict. The same bytes
 //! here make QEMU and this device respect each other. The locks belong to the open file description
-//! (`F_OFD_SETLK`), so two disks of one process exclude each other too, and they go when it is closed.
+//! (`F_OFD_SETLK`), so two disks of one process exclude each other too.
 
 use std::fs::File;
 use std::io;
@@ -36,4 +36,11 @@ pub(super) fn try_lock(file: &File, writable: bool) -> io::Result<bool> {
     }
     // Locked first, looked second: of a reader and a writer that come at once, one at least sees the other.
     Ok(sys::is_unlocked(file, USED + WRITE, 1)? && sys::is_unlocked(file, USED + RESIZE, 1)?)
+}
+
+/// Lets go of the lock. Closing the file would do the same, but not before the last copy of its
+/// descriptor is closed: one that a `fork` elsewhere in the process made, or that the kernel still has.
+pub(super) fn unlock(file: &File) {
+    // It cannot fail on a file that could be locked, and if it did, closing is left.
+    let _ = sys::unlock(file, USED, ALL);
 }

@@ -1,5 +1,5 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::super::Waker;
 use super::error::{DiskError, DiskName};
@@ -17,9 +17,11 @@ impl DiskHandle {
     ///
     /// # Errors
     /// [`DiskError::Inspect`] or [`DiskError::Empty`], and nothing has changed;
-    /// [`DiskError::NoFile`] if the disk has an engine of its own (see [`set_size`](Self::set_size)).
+    /// [`DiskError::NoFile`] if the disk has an engine of its own (see [`set_size`](Self::set_size)),
+    /// or is no longer there.
     pub fn refresh(&self) -> Result<u64, DiskError> {
         let (file, disk) = self.0.file.as_ref().ok_or(DiskError::NoFile)?;
+        let file = file.upgrade().ok_or(DiskError::NoFile)?;
         let size =
             file.size().map_err(|source| DiskError::Inspect { disk: disk.clone(), source })?;
         if size == 0 {
@@ -46,8 +48,8 @@ impl DiskHandle {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) counters: Counters,
-    /// With its name; none if the disk has an engine of its own.
-    file: Option<(Arc<DiskFile>, DiskName)>,
+    /// With its name; none if the disk has an engine of its own. A handle does not keep it open.
+    file: Option<(Weak<DiskFile>, DiskName)>,
     /// The size in bytes, for the worker. Only changed with `announced` locked.
     size: AtomicU64,
     announced: Mutex<Announced>,
@@ -66,7 +68,7 @@ struct Announced {
 }
 
 impl State {
-    pub(super) fn new(size: u64, file: Option<(Arc<DiskFile>, DiskName)>) -> Self {
+    pub(super) fn new(size: u64, file: Option<(Weak<DiskFile>, DiskName)>) -> Self {
         Self {
             counters: Counters::default(),
             file,

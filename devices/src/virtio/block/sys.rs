@@ -73,22 +73,30 @@ pub(super) fn write(
 /// Tries to lock bytes `start..start + len` of `file` for its open file description (`F_OFD_SETLK`):
 /// for itself alone, or shared. `Ok(false)` if another one's lock is in the way.
 pub(super) fn try_lock(file: &File, start: i64, len: i64, exclusive: bool) -> io::Result<bool> {
-    let lock = range(start, len, exclusive);
+    let kind = if exclusive { libc::F_WRLCK } else { libc::F_RDLCK };
+    match set_lock(file, &range(start, len, kind)) {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Takes the locks of bytes `start..start + len` away.
+pub(super) fn unlock(file: &File, start: i64, len: i64) -> io::Result<()> {
+    set_lock(file, &range(start, len, libc::F_UNLCK))
+}
+
+fn set_lock(file: &File, lock: &libc::flock) -> io::Result<()> {
     // SAFETY: F_OFD_SETLK reads a `struct flock`, which `lock` is.
-    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) };
-    if result == 0 {
-        return Ok(true);
-    }
-    let error = io::Error::last_os_error();
-    match error.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Ok(false),
-        _ => Err(error),
-    }
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, lock) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Whether nobody else has any lock on bytes `start..start + len` (`F_OFD_GETLK`).
 pub(super) fn is_unlocked(file: &File, start: i64, len: i64) -> io::Result<bool> {
-    let mut lock = range(start, len, true);
+    let mut lock = range(start, len, libc::F_WRLCK);
     // SAFETY: F_OFD_GETLK reads and writes a `struct flock`, which `lock` is.
     let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) };
     if result == 0 {
@@ -160,10 +168,10 @@ pub(super) fn block_property(file: &File, property: BlockProperty) -> Option<u32
     if result == 0 { u32::try_from(value).ok() } else { None }
 }
 
-fn range(start: i64, len: i64, exclusive: bool) -> libc::flock {
+fn range(start: i64, len: i64, kind: libc::c_int) -> libc::flock {
     // SAFETY: `struct flock` is integers only; its `l_pid` must be zero here.
     let mut lock: libc::flock = unsafe { MaybeUninit::zeroed().assume_init() };
-    lock.l_type = lock_type(if exclusive { libc::F_WRLCK } else { libc::F_RDLCK });
+    lock.l_type = lock_type(kind);
     lock.l_whence = 0; // SEEK_SET
     lock.l_start = start;
     lock.l_len = len;
