@@ -107,7 +107,7 @@ fn a_buffer_may_reach_over_two_regions_that_touch() {
     chain.write_at(1, b"1234567").unwrap();
     let mut written = [0; 8];
     guest.memory.read_slice(&mut written, MIB.unchecked_sub(3)).unwrap();
-    assert_eq!(&written, b"\01234567");
+    assert_eq!(&written, b"\x001234567");
 }
 
 #[test]

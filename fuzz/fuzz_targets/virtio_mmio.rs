@@ -91,6 +91,12 @@ enum Op {
         ready: bool,
     },
     Reset,
+    /// All of a good driver's initialization, with the queues of a bit mask, up to `FEATURES_OK` and
+    /// the queues, or to a live device.
+    BringUp {
+        queues: u8,
+        live: bool,
+    },
 }
 
 #[derive(Arbitrary, Debug)]
@@ -356,6 +362,21 @@ impl Pair {
                 self.set(0x44, u32::from(*ready));
             }
             Op::Reset => self.set(0x70, 0),
+            Op::BringUp { queues, live } => {
+                let features = Op::Features { flip: None, beyond: false };
+                for op in [Op::Reset, Op::Step, Op::Step, features, Op::Step] {
+                    self.apply(&op);
+                }
+                for select in (0..3).filter(|queue| queues >> queue & 1 == 1) {
+                    // From page 3 on, three pages each; at most 256 entries fit one.
+                    let place = [0, 1, 2].map(|part| Place::Low { page: 3 + 3 * select + part });
+                    let size = if select == 2 { 0 } else { 3 };
+                    self.apply(&Op::Queue { select, size, place, ready: true });
+                }
+                if *live {
+                    self.apply(&Op::Step);
+                }
+            }
         }
     }
 }

@@ -6,16 +6,14 @@ use std::thread;
 
 use sparkler_devices::virtio::features::VERSION_1;
 use sparkler_devices::virtio::mock::{HOLE, MockDriver, SEAM};
-use virtio_bindings::bindings::virtio_ring::{
-    VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
-};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::{LARGE, SIZE};
 
-pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
-pub const WRITE: u16 = VRING_DESC_F_WRITE as u16;
-pub const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+// Flags of a descriptor (virtio 1.2, 2.7.5).
+pub const NEXT: u16 = 1;
+pub const WRITE: u16 = 2;
+pub const INDIRECT: u16 = 4;
 /// Somewhere in RAM.
 pub const RAM: GuestAddress = GuestAddress(0x20_0000);
 
