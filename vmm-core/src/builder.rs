@@ -230,7 +230,8 @@ impl VmBuilder {
             mptable::write(memory, &apic_ids)?;
             None
         };
-        x86_64::write_page_tables(memory).map_err(BuildError::PageTables)?;
+        x86_64::write_page_tables(memory).map_err(BuildError::BootState)?;
+        x86_64::write_reset_vector(memory).map_err(BuildError::BootState)?;
         let config = BootConfig { cmdline, initrd: self.initrd.as_ref(), rsdp };
         Ok(kernel.load(memory, &config)?)
     }

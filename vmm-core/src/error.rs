@@ -73,8 +73,8 @@ pub enum BuildError {
     #[error("cannot make the MP table")]
     MpTable(#[from] MpTableError),
     /// What the vCPU starts with cannot be written to guest memory.
-    #[error("cannot write the boot page tables to guest memory")]
-    PageTables(#[source] vm_memory::GuestMemoryError),
+    #[error("cannot write page tables and reset vector to guest memory")]
+    BootState(#[source] vm_memory::GuestMemoryError),
     /// Two devices want the same addresses.
     #[error("cannot place a device")]
     Device(#[from] BusError),

@@ -51,10 +51,10 @@ fn reboot_poweroff_and_panic_end_as_they_should() {
 
 #[test]
 #[ignore = "needs the lab"]
-fn without_acpi_the_mp_table_and_the_pit_serve() {
-    let (outcome, text, _) = run(linux("exit=7").vcpus(2).acpi(false));
+fn without_acpi_the_pit_serves() {
+    // Debian's cloud kernel is built without CONFIG_X86_MPPARSE: it sees the boot processor only.
+    let (outcome, text, _) = run(linux("exit=7 i8042.noprobe").acpi(false));
     assert_eq!(outcome, Outcome::Exited(7), "{text}");
-    assert!(text.contains("nproc: 2"), "{text}");
     assert!(!text.contains("ACPI: RSDP"), "{text}");
 }
 

@@ -3,6 +3,7 @@
 
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
+use sparkler_devices::power;
 use sparkler_loader::{Entry, Protocol, layout};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
@@ -26,6 +27,9 @@ const EFER_LONG_MODE_ENABLE: u64 = 1 << 8;
 const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
 const RFLAGS_RESERVED: u64 = 1 << 1;
 
+/// Where a processor in real mode starts, as seen from below 1 MiB: behind the ACPI tables.
+const RESET_VECTOR: GuestAddress = GuestAddress(0xf_fff0);
+
 const PAGE_PRESENT_WRITABLE: u64 = 0b11;
 const PAGE_2_MIB: u64 = 1 << 7;
 const PAGE_SIZE: u64 = 4096;
@@ -43,6 +47,16 @@ pub(crate) fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMem
         .map(|index| (index * LARGE_PAGE_SIZE) | PAGE_PRESENT_WRITABLE | PAGE_2_MIB)
         .collect();
     write_table(memory, layout::PAGE_DIRECTORIES, &large_pages)
+}
+
+/// Writes what runs at the processor's reset vector in place of a firmware: it asks for a reset. Linux
+/// jumps there to reboot a hardware-reduced ACPI machine, which it expects to have EFI.
+pub(crate) fn write_reset_vector(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
+    let [low, high] = power::ACPI_RESET_PORT.to_le_bytes();
+    let value = power::ACPI_RESET_VALUE;
+    // mov dx, port; mov al, value; out dx, al; hlt; jump back to the hlt
+    let code = [0xba, low, high, 0xb0, value, 0xee, 0xf4, 0xeb, 0xfd];
+    memory.write_slice(&code, RESET_VECTOR)
 }
 
 fn write_table(

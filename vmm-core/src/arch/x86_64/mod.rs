@@ -10,7 +10,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use sparkler_loader::Entry;
 use vmm_sys_util::eventfd::EventFd;
 
-pub(crate) use self::boot_state::write_page_tables;
+pub(crate) use self::boot_state::{write_page_tables, write_reset_vector};
 use crate::error::KvmError;
 
 /// Where KVM may keep three pages of its own (Intel without "unrestricted guest"): in the hole, out of
