@@ -37,6 +37,40 @@ pub const MMIO_VALUE: u8 = 0x41;
 /// `test=echo`, `test=sink`: there is no UART to read from.
 pub const NO_UART: u8 = 0x50;
 
+/// There is no virtio device of the kind and number that the test wants.
+pub const VIRTIO_MISSING: u8 = 0x60;
+/// The device refused a choice among the features that it offers.
+pub const VIRTIO_FEATURES: u8 = 0x61;
+/// The device lacks a queue that the test wants, or offers it with an impossible size.
+pub const VIRTIO_QUEUE: u8 = 0x62;
+/// A reset of the device did not come to an end in time.
+pub const VIRTIO_RESET: u8 = 0x63;
+/// The device asked for a reset though the driver kept to the rules.
+pub const VIRTIO_NEEDS_RESET: u8 = 0x64;
+/// A request did not come back in time.
+pub const VIRTIO_TIMEOUT: u8 = 0x65;
+/// A request came back, but not the interrupt that should have said so.
+pub const VIRTIO_INTERRUPT: u8 = 0x66;
+/// What came back was not in flight, or not as long as it must be, or has no status.
+pub const VIRTIO_RING: u8 = 0x67;
+/// The machine has too little memory for the test.
+pub const VIRTIO_MEMORY: u8 = 0x68;
+/// `test=rng`: the entropy is constant, or the same twice.
+pub const RNG_CONTENT: u8 = 0x69;
+/// A request to a disk failed.
+pub const DISK_ERROR: u8 = 0x6a;
+/// `test=disk`: a sector did not hold what was written to it last; the console says which.
+pub const DISK_CONTENT: u8 = 0x6b;
+/// `test=disk`: the disk is read-only and should not be, or the other way round; or a read-only disk
+/// did not refuse a change with an I/O error.
+pub const DISK_READ_ONLY: u8 = 0x6c;
+/// `test=hostile`: memory changed after a reset.
+pub const VIRTIO_AFTER_RESET: u8 = 0x6d;
+/// `test=hostile`: a register has a wrong value.
+pub const VIRTIO_REGISTER: u8 = 0x6e;
+/// `test=hostile`: the device did not ask for a reset though the driver broke the rules.
+pub const VIRTIO_TOLERANT: u8 = 0x6f;
+
 /// A word of the command line that the guest knows has a value that it cannot use.
 pub const BAD_COMMAND_LINE: u8 = 0x70;
 /// The CPU raised an exception that no test asked for; the console says which.

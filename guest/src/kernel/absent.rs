@@ -50,21 +50,10 @@ pub(crate) fn ports() -> TestResult {
 
 /// `test=mmio`.
 pub(crate) fn mmio() -> TestResult {
-    for address in ABSENT_ADDRESSES {
+    for address in ABSENT_ADDRESSES.into_iter().flat_map(|address| [address, address + 3]) {
         let at = paging::device(address, 64);
         // SAFETY: the addresses are in the hole below 4 GiB, where no memory is.
-        let all_ones = unsafe {
-            at.write_volatile(0);
-            at.cast::<u16>().write_volatile(0);
-            at.cast::<u32>().write_volatile(0);
-            at.cast::<u64>().write_volatile(0);
-            at.read_volatile() == u8::MAX
-                && at.cast::<u16>().read_volatile() == u16::MAX
-                && at.cast::<u32>().read_volatile() == u32::MAX
-                && at.cast::<u64>().read_volatile() == u64::MAX
-                && read_unaligned(at.add(3)) == u64::MAX
-                && read_string(at) == [u8::MAX; 8]
-        };
+        let all_ones = unsafe { touch(at, 0) };
         if !all_ones {
             return Err(MMIO_VALUE);
         }
@@ -91,26 +80,32 @@ fn in_string(port: u16) -> [u8; 8] {
     bytes
 }
 
+/// Writes and reads 1, 2, 4 and 8 bytes, and a string of 8, however they are aligned; whether all that
+/// was read is ones.
+///
 /// # Safety
-/// 8 bytes at `address` are mapped.
-unsafe fn read_unaligned(address: *const u8) -> u64 {
-    let value;
-    // SAFETY: the caller vouches for the address; x86 does not mind how it is aligned.
+/// 8 bytes at `address` are mapped, and are not memory.
+pub(crate) unsafe fn touch(address: *mut u8, value: u64) -> bool {
+    let (byte, word, double, quad): (u64, u64, u64, u64);
+    let mut bytes = value.to_ne_bytes();
+    // SAFETY: the caller vouches for the address; the strings are from and to our 8 bytes.
     unsafe {
-        asm!("mov {}, [{}]", out(reg) value, in(reg) address,
+        asm!("mov [{at}], {value:l}", "mov [{at}], {value:x}", "mov [{at}], {value:e}",
+             "mov [{at}], {value:r}",
+             at = in(reg) address, value = in(reg) value, options(nostack, preserves_flags));
+        asm!("rep movsb", inout("rsi") bytes.as_ptr() => _, inout("rdi") address => _,
+             inout("rcx") 8u64 => _, options(nostack, preserves_flags));
+        asm!("mov {byte:l}, [{at}]", "mov {word:x}, [{at}]", "mov {double:e}, [{at}]",
+             "mov {quad:r}, [{at}]",
+             at = in(reg) address, byte = out(reg) byte, word = out(reg) word,
+             double = out(reg) double, quad = lateout(reg) quad,
              options(nostack, preserves_flags, readonly));
-    }
-    value
-}
-
-/// # Safety
-/// 8 bytes at `address` are mapped.
-unsafe fn read_string(address: *const u8) -> [u8; 8] {
-    let mut bytes = [0u8; 8];
-    // SAFETY: the caller vouches for the source.
-    unsafe {
         asm!("rep movsb", inout("rsi") address => _, inout("rdi") bytes.as_mut_ptr() => _,
              inout("rcx") 8u64 => _, options(nostack, preserves_flags));
     }
-    bytes
+    byte as u8 == u8::MAX
+        && word as u16 == u16::MAX
+        && double as u32 == u32::MAX
+        && quad == u64::MAX
+        && bytes == [u8::MAX; 8]
 }

@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::exit_code::NO_APIC;
+use crate::port::out8;
 use crate::{TestResult, cpl0, paging};
 
 const CPUID_APIC: u32 = 1 << 9;
@@ -27,6 +28,9 @@ const DELIVERY_PENDING: u32 = 1 << 12;
 const TIMER_PERIODIC: u32 = 1 << 17;
 const MASKED: u32 = 1 << 16;
 const DIVIDE_BY_1: u32 = 0xb;
+
+const PIC_MASTER_MASK: u16 = 0x21;
+const PIC_SLAVE_MASK: u16 = 0xa1;
 
 /// Interrupt commands to all CPUs but this one.
 pub(crate) const INIT_OTHERS: u32 = 0xc_4500;
@@ -112,6 +116,12 @@ impl Apic {
             unsafe { (address as *mut u32).write_volatile(value) }
         }
     }
+}
+
+/// Keeps the old interrupt controllers quiet, if there are any.
+pub(crate) fn mask_pics() {
+    out8(PIC_MASTER_MASK, 0xff);
+    out8(PIC_SLAVE_MASK, 0xff);
 }
 
 /// Routes an edge-triggered interrupt line to a CPU.

@@ -6,19 +6,21 @@
 
 use core::arch::asm;
 use core::ptr::addr_of_mut;
+use core::sync::atomic::Ordering::SeqCst;
 use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::{end, exit_code, uart};
 
 pub(crate) const TIMER_VECTOR: usize = 0x20;
 pub(crate) const UART_VECTOR: usize = 0x21;
+pub(crate) const VIRTIO_VECTOR: usize = 0x22;
 pub(crate) const SPURIOUS_VECTOR: usize = 0xff;
 /// `int3` raises it.
 const GATE_VECTOR: usize = 3;
 
 /// How often the interrupts from [`TIMER_VECTOR`] on were taken.
 #[unsafe(no_mangle)]
-pub(crate) static INTERRUPTS: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
+static INTERRUPTS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
 /// Not 0 when the local APIC is in x2APIC mode: the handlers then acknowledge by MSR.
 #[unsafe(no_mangle)]
@@ -32,11 +34,13 @@ unsafe extern "C" {
     fn cpl0_exceptions();
     fn cpl0_timer_interrupt();
     fn cpl0_uart_interrupt();
+    fn cpl0_virtio_interrupt();
     fn cpl0_spurious_interrupt();
     fn cpl0_rdmsr();
     fn cpl0_wrmsr();
     fn cpl0_cpuid();
     fn cpl0_set_interrupts();
+    fn cpl0_wait_for_interrupt();
     fn cpl0_halt();
     fn cpl0_loop();
     fn cpl0_crash();
@@ -50,6 +54,7 @@ pub(crate) fn set_up() {
     }
     set_gate(TIMER_VECTOR, cpl0_timer_interrupt as *const () as u64, 0);
     set_gate(UART_VECTOR, cpl0_uart_interrupt as *const () as u64, 0);
+    set_gate(VIRTIO_VECTOR, cpl0_virtio_interrupt as *const () as u64, 0);
     set_gate(SPURIOUS_VECTOR, cpl0_spurious_interrupt as *const () as u64, 0);
     set_gate(GATE_VECTOR, cpl0_gate as *const () as u64, 3);
 }
@@ -93,6 +98,21 @@ pub(crate) fn set_interrupts(on: bool) {
     // SAFETY: all vectors in use have handlers, which only count.
     unsafe {
         call(cpl0_set_interrupts, if on { 0x200 } else { 0 }, 0, 0);
+    }
+}
+
+/// How often the interrupt with this vector was taken.
+pub(crate) fn interrupts(vector: usize) -> u64 {
+    INTERRUPTS.get(vector - TIMER_VECTOR).map_or(0, |count| count.load(SeqCst))
+}
+
+/// Halts this CPU until there is an interrupt, of any kind; not at all if the interrupt with this
+/// vector was not taken exactly `seen` times.
+pub(crate) fn wait_for_interrupt(vector: usize, seen: u64) {
+    let Some(count) = INTERRUPTS.get(vector - TIMER_VECTOR) else { return };
+    // SAFETY: the routine reads the count, and lets interrupts in while it halts.
+    unsafe {
+        call(cpl0_wait_for_interrupt, count.as_ptr() as u64, seen, 0);
     }
 }
 

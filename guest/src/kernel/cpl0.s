@@ -47,6 +47,15 @@ cpl0_set_interrupts:            # (0 or 0x200): the IF flag with which CPL 3 goe
     or [rsp + 24], edi
     ret
 
+.global cpl0_wait_for_interrupt
+cpl0_wait_for_interrupt:        # (&count, seen): interrupts are off here, so none slips in before hlt
+    cmp [rdi], rsi
+    jne 1f
+    sti
+    hlt
+    cli
+1:  ret
+
 .global cpl0_halt
 cpl0_halt:                      # never returns
     cli
@@ -111,6 +120,7 @@ exception:
 .endm
 interrupt_handler cpl0_timer_interrupt, 0
 interrupt_handler cpl0_uart_interrupt, 1
+interrupt_handler cpl0_virtio_interrupt, 2
 
 end_of_interrupt:
     push rax

@@ -198,6 +198,7 @@ page_directory:
     .skip 4096
 cpl0_stacks:
     .skip 1024 * MAX_CPUS
+    .skip 65536 - 8192          # of the first CPU's stack, which grows down to here
 user_stacks:
     .skip 8192 * MAX_CPUS
 task_states:

@@ -1,11 +1,9 @@
 //! `test=interrupts`: the timer of the local APIC, and the UART through the IOAPIC.
 
-use core::sync::atomic::Ordering::SeqCst;
-
 use crate::apic::{self, Apic};
 use crate::clock::Deadline;
 use crate::cmdline::Cmdline;
-use crate::cpl0::{self, INTERRUPTS, TIMER_VECTOR, UART_VECTOR};
+use crate::cpl0::{self, TIMER_VECTOR, UART_VECTOR, interrupts as count};
 use crate::exit_code::{NO_TIMER_INTERRUPT, NO_UART_INTERRUPT, UART_LOOPBACK};
 use crate::port::{in8, out8};
 use crate::{TestResult, uart};
@@ -17,9 +15,6 @@ const UART_LINE: u32 = 4;
 const MILLISECONDS: u64 = 5_000;
 const DEFAULT_INTERRUPTS: u64 = 10;
 
-const PIC_MASTER_MASK: u16 = 0x21;
-const PIC_SLAVE_MASK: u16 = 0xa1;
-
 const RECEIVED_INTERRUPT: u8 = 1;
 const TRANSMITTED_INTERRUPT: u8 = 2;
 const OUT2: u8 = 8;
@@ -28,8 +23,7 @@ const LOOPBACK: u8 = 0x10;
 pub(crate) fn run(cmdline: &Cmdline) -> TestResult {
     let wanted = cmdline.number(b"interrupts")?.unwrap_or(DEFAULT_INTERRUPTS);
     let apic = Apic::open()?;
-    out8(PIC_MASTER_MASK, 0xff);
-    out8(PIC_SLAVE_MASK, 0xff);
+    apic::mask_pics();
     cpl0::set_interrupts(true);
 
     apic.start_timer(TIMER_TICKS);
@@ -82,10 +76,6 @@ fn receive() -> TestResult {
         (true, Some(BYTE)) => Ok(()),
         (true, _) => Err(UART_LOOPBACK),
     }
-}
-
-fn count(vector: usize) -> u64 {
-    INTERRUPTS.get(vector - TIMER_VECTOR).map_or(0, |count| count.load(SeqCst))
 }
 
 fn arrive(vector: usize, wanted: u64) -> bool {

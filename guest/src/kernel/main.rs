@@ -1,4 +1,4 @@
-//! The built-in guest: a kernel of a few KiB. It starts in `entry.s`, and all that is written in
+//! The built-in guest: a kernel of some KiB. It starts in `entry.s`, and all that is written in
 //! Rust runs at CPL 3. `README.md` says what it understands and how it is made.
 
 #![no_std]
@@ -25,6 +25,7 @@ mod port;
 mod smp;
 mod speed;
 mod uart;
+mod virtio;
 
 use bootinfo::BootInfo;
 use cmdline::Cmdline;
@@ -68,6 +69,14 @@ fn run(boot: &BootInfo, cmdline: &Cmdline) -> TestResult {
         b"print" => console::print(cmdline),
         b"ports" => absent::ports(),
         b"mmio" => absent::mmio(),
+        b"virtio" => virtio::list(cmdline),
+        b"rng" => virtio::rng(boot, cmdline),
+        b"disk" => virtio::verify(boot, cmdline),
+        b"diskinfo" => virtio::info(boot, cmdline),
+        b"disksum" => virtio::sum(boot, cmdline),
+        b"diskfill" => virtio::fill(boot, cmdline),
+        b"iops" => virtio::iops(boot, cmdline),
+        b"hostile" => virtio::hostile(boot, cmdline),
         b"speed" => speed::run(cmdline),
         b"hang" => end::hang(),
         b"spin" => smp::spin(cmdline),

@@ -1,7 +1,8 @@
 //! `test=vcpus` and `test=spin`: the other CPUs.
 
 use core::sync::atomic::Ordering::SeqCst;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64};
+use core::{mem, ptr};
 
 use crate::apic::{Apic, INIT_OTHERS, STARTUP_OTHERS};
 use crate::clock::Deadline;
@@ -21,7 +22,9 @@ const START_MILLISECONDS: u64 = 10_000;
 #[unsafe(no_mangle)]
 static CPUS_STARTED: AtomicU32 = AtomicU32::new(1);
 static CPUS_DONE: AtomicU32 = AtomicU32::new(1);
-static SPIN: AtomicBool = AtomicBool::new(false);
+static CPUS_SPINNING: AtomicU32 = AtomicU32::new(1);
+/// What they do: a `fn(usize)`, given their index.
+static JOB: AtomicPtr<()> = AtomicPtr::new(ptr::null_mut());
 static IDS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
 static RESULTS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
 
@@ -33,7 +36,7 @@ unsafe extern "C" {
 /// `test=vcpus`: all CPUs come up, have ids of their own, and calculate.
 pub(crate) fn vcpus(cmdline: &Cmdline) -> TestResult {
     let expected = expected(cmdline)?;
-    start_others()?;
+    start_others(report)?;
     report(0);
     let deadline = Deadline::after(START_MILLISECONDS);
     let started = deadline.wait_until(|| CPUS_STARTED.load(SeqCst) >= expected);
@@ -58,14 +61,23 @@ pub(crate) fn vcpus(cmdline: &Cmdline) -> TestResult {
 /// `test=spin`: all CPUs spin forever at CPL 3, interrupts off.
 pub(crate) fn spin(cmdline: &Cmdline) -> TestResult {
     let expected = expected(cmdline)?;
-    SPIN.store(true, SeqCst);
-    start_others()?;
+    start(expected, |_| {
+        CPUS_SPINNING.fetch_add(1, SeqCst);
+        end::hang()
+    })?;
     let deadline = Deadline::after(START_MILLISECONDS);
-    if !deadline.wait_until(|| CPUS_DONE.load(SeqCst) >= expected) {
+    if !deadline.wait_until(|| CPUS_SPINNING.load(SeqCst) >= expected) {
         return Err(VCPUS_MISSING);
     }
     uart::text(b"spinning\n");
     end::hang()
+}
+
+/// Has all other CPUs do `job`, with their index (from 1); of `expected` CPUs none may be missing.
+pub(crate) fn start(expected: u32, job: fn(usize)) -> TestResult {
+    start_others(job)?;
+    let all = || CPUS_STARTED.load(SeqCst) >= expected;
+    if Deadline::after(START_MILLISECONDS).wait_until(all) { Ok(()) } else { Err(VCPUS_MISSING) }
 }
 
 fn expected(cmdline: &Cmdline) -> Result<u32, u8> {
@@ -73,7 +85,8 @@ fn expected(cmdline: &Cmdline) -> Result<u32, u8> {
 }
 
 /// The universal start-up algorithm of Intel's manual (MP initialization), for all at once.
-fn start_others() -> TestResult {
+fn start_others(job: fn(usize)) -> TestResult {
+    JOB.store(job as *mut (), SeqCst);
     let apic = Apic::open()?;
     let page = u64::from(TRAMPOLINE_PAGE) << 12;
     let from = &raw const trampoline;
@@ -92,11 +105,9 @@ fn start_others() -> TestResult {
 /// Where `entry.s` goes at CPL 3 on each further CPU.
 #[unsafe(no_mangle)]
 extern "C" fn further_cpu(index: usize) -> ! {
-    if SPIN.load(SeqCst) {
-        CPUS_DONE.fetch_add(1, SeqCst);
-        end::hang();
-    }
-    report(index);
+    // SAFETY: `start_others` stored a `fn(usize)` before this CPU was started.
+    let job = unsafe { mem::transmute::<*mut (), fn(usize)>(JOB.load(SeqCst)) };
+    job(index);
     CPUS_DONE.fetch_add(1, SeqCst);
     cpl0::halt()
 }

@@ -1,0 +1,20 @@
+//! Virtio devices over MMIO (virtio 1.2), as their driver sees them.
+
+mod blk;
+mod content;
+mod dma;
+mod hostile;
+mod iops;
+mod irq;
+mod mmio;
+mod queue;
+mod rng;
+mod verify;
+mod whole;
+
+pub(crate) use hostile::run as hostile;
+pub(crate) use iops::run as iops;
+pub(crate) use mmio::list;
+pub(crate) use rng::run as rng;
+pub(crate) use verify::run as verify;
+pub(crate) use whole::{fill, info, sum};
