@@ -11,7 +11,8 @@ use super::uring::UringEngine;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum EngineKind {
-    /// io_uring if this process can have it, else one system call for each operation.
+    /// io_uring if this process can have it and the storage is not in memory (tmpfs) anyway, where
+    /// there is nothing to wait for; else one system call for each operation.
     #[default]
     Auto,
     /// One system call for each operation, one after the other.
@@ -30,6 +31,7 @@ pub(super) fn engine(
     match kind {
         EngineKind::Sync => Ok(sync()),
         EngineKind::IoUring => io_uring(file, tags),
+        EngineKind::Auto if file.in_memory() => Ok(sync()),
         EngineKind::Auto => Ok(io_uring(file, tags).unwrap_or_else(|_| sync())),
     }
 }

@@ -103,6 +103,15 @@ impl DiskFile {
         (block, block)
     }
 
+    pub(super) fn is_direct(&self) -> bool {
+        self.direct.get().is_some()
+    }
+
+    /// Whether it lies in memory, so that no operation ever waits for storage.
+    pub(super) fn in_memory(&self) -> bool {
+        !self.block_device && sys::is_tmpfs(&self.file)
+    }
+
     /// How to move `data` to or from `offset`.
     pub(super) fn way(&self, data: &Data<'_>, offset: u64) -> Way {
         let Some(alignment) = self.direct.get() else { return Way::Straight };

@@ -120,6 +120,18 @@ pub(super) fn set_flags(file: &File, flags: libc::c_int) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Whether `file` is in a tmpfs, as memfds are too.
+pub(super) fn is_tmpfs(file: &File) -> bool {
+    /// `TMPFS_MAGIC`; the type of libc's constant and that of the field depend on the C library.
+    const TMPFS: u64 = 0x0102_1994;
+    let mut status = MaybeUninit::<libc::statfs>::zeroed();
+    // SAFETY: the kernel writes a `struct statfs` to `status`.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), status.as_mut_ptr()) };
+    // SAFETY: all of it is integers, zero at first and then perhaps written by the kernel.
+    let status = unsafe { status.assume_init() };
+    result == 0 && u64::try_from(status.f_type) == Ok(TMPFS)
+}
+
 /// What direct I/O on `file` asks of memory addresses and of offsets and lengths, in bytes, if the
 /// kernel tells (`STATX_DIOALIGN`, Linux 6.1). Zero: no direct I/O.
 pub(super) fn direct_alignment(file: &File) -> Option<(u32, u32)> {

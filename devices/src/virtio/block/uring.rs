@@ -16,8 +16,9 @@ use super::file::{DiskFile, Way};
 use super::sync_engine::SyncEngine;
 use super::sys::IoVecs;
 
-/// Reads, writes and syncs go through the ring. What is rare is done at once by a [`SyncEngine`]:
-/// discards, zeroes, and what direct I/O cannot do as it is.
+/// What can wait for storage goes through the ring: reads, direct writes, syncs. Done at once by a
+/// [`SyncEngine`] are writes to the page cache, which the kernel would hand to a thread of its own
+/// at twice the cost, and what is rare: discards, zeroes, and what direct I/O cannot do as it is.
 pub(super) struct UringEngine {
     ring: IoUring,
     file: Arc<DiskFile>,
@@ -149,7 +150,9 @@ impl Engine for UringEngine {
                         .build()
                 })
             }
-            Operation::Write { offset, data } if self.file.way(data, *offset) == Way::Straight => {
+            Operation::Write { offset, data }
+                if self.file.is_direct() && self.file.way(data, *offset) == Way::Straight =>
+            {
                 self.move_data(tag, *offset, data, |file, iovecs| {
                     opcode::Writev::new(file, iovecs.as_ptr(), iovecs.count())
                         .offset(*offset)
@@ -157,6 +160,9 @@ impl Engine for UringEngine {
                 })
             }
             Operation::Sync => self.sync(tag),
+            Operation::Write { .. } if !self.file.is_direct() => {
+                return self.at_once.begin(tag, operation);
+            }
             // Some of these must be alone (see `Way::Cache`), and all are rare.
             _ => match self.quiesce() {
                 Ok(()) => return self.at_once.begin(tag, operation),

@@ -14,7 +14,7 @@ use super::{Block, has};
 
 /// The most requests in flight at once.
 const MAX_IN_FLIGHT: u16 = 1024;
-/// How many requests start before the ended ones are looked at.
+/// How many requests start before the driver hears of those that have ended.
 const BATCH: usize = 32;
 
 /// Serves the disk until the session ends.
@@ -30,8 +30,9 @@ pub(super) fn run(block: &mut Block, session: &mut Session) -> Result<(), Device
     let limiter = Limiter::new(block.disk.rate_limit, Instant::now());
     let slots = queues.iter().fold(0u16, |sum, queue| sum.saturating_add(queue.size()));
     let requests = block.requests(features, slots.min(MAX_IN_FLIGHT))?;
-    let (turn, parked, state) = (0, None, &*state);
-    let mut worker = Worker { session, queues, turn, requests, limiter, parked, cache, state };
+    let (turn, pushed, parked, state) = (0, 0, None, &*state);
+    let mut worker =
+        Worker { session, queues, turn, pushed, requests, limiter, parked, cache, state };
     let result = worker.serve();
     // Whatever happened: no operation may touch guest memory after the session.
     let drained = worker.requests.drain();
@@ -78,6 +79,8 @@ struct Worker<'a> {
     queues: Vec<Queue>,
     /// Which queue is looked at first next time.
     turn: usize,
+    /// The queues that were given something back which the driver was not told of, as a mask.
+    pushed: u16,
     requests: Requests<'a>,
     limiter: Option<Limiter>,
     parked: Option<Parked>,
@@ -123,6 +126,7 @@ impl Worker<'_> {
             let started = self.start_batch()?;
             self.requests.submit()?;
             let ended = self.give_back()?;
+            self.notify()?;
             if self.session.is_stopping() || !(started || ended) {
                 return Ok(());
             }
@@ -138,12 +142,14 @@ impl Worker<'_> {
         Ok(more)
     }
 
-    /// Whether any request started.
+    /// Starts requests and gives each back as soon as it ends: a driver that is at it anyway can go on
+    /// with it at once, the interrupt comes later. Whether any started.
     fn start_batch(&mut self) -> Result<bool, DeviceError> {
         for started in 0..BATCH {
             if !self.requests.has_room() || !self.start_one()? {
                 return Ok(started > 0);
             }
+            self.give_back()?;
         }
         Ok(true)
     }
@@ -183,25 +189,29 @@ impl Worker<'_> {
         Ok(None)
     }
 
-    /// Gives all requests that have ended back to the driver, with one interrupt at most for each
-    /// queue. Whether anything went on.
+    /// Gives all requests that have ended back to the driver. Whether anything went on.
     fn give_back(&mut self) -> Result<bool, DeviceError> {
         let mut went_on = false;
         while self.requests.advance()? {
             went_on = true;
         }
-        let mut touched = 0u16;
         while let Some(Done { chain, written }) = self.requests.next_done() {
             went_on = true;
-            touched |= mask(chain.queue);
+            self.pushed |= mask(chain.queue);
             if let Some(queue) = self.queues.iter_mut().find(|queue| queue.index() == chain.queue) {
                 queue.push(chain, written)?;
             }
         }
-        for queue in self.queues.iter_mut().filter(|queue| touched & mask(queue.index()) != 0) {
+        Ok(went_on)
+    }
+
+    /// Tells the driver of all that was given back, with one interrupt at most for each queue.
+    fn notify(&mut self) -> Result<(), DeviceError> {
+        let pushed = std::mem::take(&mut self.pushed);
+        for queue in self.queues.iter_mut().filter(|queue| pushed & mask(queue.index()) != 0) {
             queue.notify()?;
         }
-        Ok(went_on)
+        Ok(())
     }
 }
 
