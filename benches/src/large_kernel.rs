@@ -9,7 +9,7 @@ const ADDRESS: u64 = 8 << 20;
 const PROGRAM_HEADER_SIZE: usize = 56;
 const PT_LOAD: u32 = 1;
 
-/// `elf`, the built-in guest, with one more segment of [`PAYLOAD`] bytes that no page of zeros, and no
+/// `elf`, the built-in guest, with one more segment of 53 MB that no page of zeros, and no
 /// page like another, makes cheaper to load.
 ///
 /// # Panics

@@ -40,7 +40,7 @@ fn state(terminal: &impl AsRawFd) -> ProcessState {
     // SAFETY: the descriptor is open, and `termios` is ours to be written.
     assert_eq!(unsafe { libc::tcgetattr(terminal.as_raw_fd(), &mut termios) }, 0);
     ProcessState {
-        signals: lines("Sig"),
+        signals: ["SigBlk", "SigIgn", "SigCgt"].iter().flat_map(|name| lines(name)).collect(),
         terminal: format!("{termios:?}"),
         umask: lines("Umask").concat(),
         cwd: std::env::current_dir().unwrap(),
@@ -71,8 +71,10 @@ fn pseudo_terminal() -> (fs::File, fs::File) {
 #[ignore = "needs /dev/kvm"]
 fn the_process_is_the_same_before_and_after() {
     static PANICS: AtomicUsize = AtomicUsize::new(0);
-    std::panic::set_hook(Box::new(|_| {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
         PANICS.fetch_add(1, Ordering::SeqCst);
+        usual(panic);
     }));
     let (_master, slave) = pseudo_terminal();
     let before = state(&slave);

@@ -295,11 +295,11 @@ fn cut_at_any_byte_it_is_refused() {
     }
 }
 
-/// A distribution's kernel, named by the environment: `SPARKLER_TEST_BZIMAGE=/boot/vmlinuz-…`.
+/// A distribution's kernel, named by the environment: `SPARKLER_KERNEL=/boot/vmlinuz-…`.
 #[test]
-#[ignore = "needs a kernel: set SPARKLER_TEST_BZIMAGE to its path and run with --ignored"]
+#[ignore = "needs a kernel: set SPARKLER_KERNEL to its path and run with --ignored"]
 fn a_stock_kernel_loads() {
-    let path = std::env::var_os("SPARKLER_TEST_BZIMAGE").expect("SPARKLER_TEST_BZIMAGE");
+    let path = std::env::var_os("SPARKLER_KERNEL").expect("SPARKLER_KERNEL");
     let memory = memory(512);
     for (protocol, expected) in [(None, Protocol::Linux64), (Some(Protocol::Pvh), Protocol::Pvh)] {
         let mut kernel = Kernel::file(&path).unwrap();
