@@ -15,7 +15,8 @@ const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 const PACKAGE_LISTS: &str = "/var/lib/apt/lists";
 
 /// Programs that a guest is made with, and the Debian packages of each.
-const GUEST_PROGRAMS: [(&str, &str); 2] = [("cpio", "cpio"), ("cc", "gcc libc6-dev")];
+const GUEST_PROGRAMS: [(&str, &str); 3] =
+    [("cpio", "cpio"), ("xz", "xz-utils"), ("cc", "gcc libc6-dev")];
 
 /// Programs that the lab needs beyond that.
 const LAB_PROGRAMS: [(&str, &str); 5] = [
@@ -26,18 +27,30 @@ const LAB_PROGRAMS: [(&str, &str); 5] = [
     ("setpriv", "util-linux"),
 ];
 
+/// Programs that a disk with a Debian root is made with.
+const ROOT_DISK_PROGRAMS: [(&str, &str); 2] =
+    [("debootstrap", "debootstrap"), ("mkfs.ext4", "e2fsprogs")];
+
 /// Programs that the fuzz targets need beyond that: libFuzzer is C++.
 const FUZZ_PROGRAMS: [(&str, &str); 2] = [("cc", "gcc libc6-dev"), ("c++", "g++")];
 
 /// Something is missing that only the administrator can install.
 #[derive(Debug)]
-pub(crate) struct NeedsRoot(String);
+pub(crate) enum NeedsRoot {
+    /// These commands install what is missing.
+    Packages(String),
+    /// This takes an administrator's rights wherever it is done.
+    Step(&'static str),
+}
 
 impl std::error::Error for NeedsRoot {}
 
 impl std::fmt::Display for NeedsRoot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Debian packages are missing; as root, run: {}", self.0)
+        match self {
+            Self::Packages(run) => write!(f, "Debian packages are missing; as root, run: {run}"),
+            Self::Step(step) => write!(f, "only root can do this: {step}"),
+        }
     }
 }
 
@@ -51,6 +64,14 @@ pub(crate) fn guest_tools() -> Result<()> {
 pub(crate) fn lab_tools() -> Result<()> {
     debian_packages(&LAB_PROGRAMS)?;
     guest_tools()
+}
+
+/// Everything that a disk with a Debian root is made with, and the rights for it.
+pub(crate) fn root_disk_tools() -> Result<()> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(NeedsRoot::Step("debootstrap, which makes a Debian root").into());
+    }
+    debian_packages(&ROOT_DISK_PROGRAMS)
 }
 
 /// Everything that fuzzing needs except the nightly toolchain.
@@ -103,7 +124,7 @@ fn debian_packages(programs: &[(&str, &str)]) -> Result<()> {
         bail!("these Debian packages, or what they contain, are missing: {names}");
     }
     if !rustix::process::geteuid().is_root() {
-        return Err(NeedsRoot(by_hand).into());
+        return Err(NeedsRoot::Packages(by_hand).into());
     }
     update_package_lists()?;
     let mut install = apt_get("install");
@@ -230,7 +251,7 @@ fn download(package: &KernelPackage, folder: &Path) -> Result<PathBuf> {
 
 fn update_package_lists() -> Result<()> {
     if !rustix::process::geteuid().is_root() {
-        return Err(NeedsRoot("apt-get update".into()).into());
+        return Err(NeedsRoot::Packages("apt-get update".into()).into());
     }
     step::run("updating Debian's package lists", &mut apt_get("update"))?;
     Ok(())

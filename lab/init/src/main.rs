@@ -4,12 +4,22 @@
 //!
 //! | word | effect |
 //! |---|---|
-//! | `exit=N` | write N to the exit port (this is the default, with N = 0) |
+//! | `exit=N` | write N to the exit port (this is the default, with the job's exit code or 0) |
 //! | `end=exit\|reboot\|poweroff\|panic\|hang` | end through the exit port, or as Linux would end |
+//! | `root=DEVICE` | go over to the ext4 root file system there, and do the job if there is one |
+//! | `ro` | mount it for reading only |
+//! | `init=PATH` | hand over to the root's own init, instead of doing the job and ending |
+//! | `records=DEVICE` | write numbered records there until the machine ends: see [`records`] |
 //!
-//! Its first act is boot mark 100, so that a timeline shows when user space began.
+//! The job is a shell script: the content of the disk whose serial number is `job`, at `/run/job` in the
+//! root. The init's own first act is boot mark 100, so that a timeline shows when user space began; its
+//! second, to load the modules in the initrd's `/modules`.
 
+mod disks;
+mod modules;
 mod ports;
+mod records;
+mod root;
 mod words;
 
 use anyhow::{Context, Result};
@@ -28,10 +38,24 @@ fn main() -> Result<()> {
     let ports = Ports::open().context("cannot reach the exit port and the boot-mark port")?;
     ports.boot_mark(MARK_USER_SPACE);
     mount_file_systems()?;
-    let words = Words::parse(&fs::read_to_string("/proc/cmdline")?)?;
+    modules::load()?;
+    let cmdline = fs::read_to_string("/proc/cmdline")?;
+    let words = Words::parse(&cmdline)?;
     report()?;
+    if let Some(device) = words.records {
+        records::write_forever(device)?;
+    }
+    let mut code = 0;
+    if let Some(device) = words.root {
+        root::enter(device, words.read_only)?;
+        if let Some(init) = words.init {
+            root::hand_over(init)?;
+        }
+        code = root::run_job()?;
+        root::leave()?;
+    }
     flush_console();
-    end(words.end, &ports)
+    end(words.end, code, &ports)
 }
 
 fn mount_file_systems() -> Result<()> {
@@ -61,9 +85,9 @@ fn flush_console() {
     let _ = rustix::termios::tcdrain(std::io::stdout());
 }
 
-fn end(end: End, ports: &Ports) -> Result<()> {
+fn end(end: End, code: u8, ports: &Ports) -> Result<()> {
     match end {
-        End::Exit(code) => ports.exit(code),
+        End::Exit(asked) => ports.exit(asked.unwrap_or(code)),
         End::Reboot => reboot(RebootCommand::Restart)?,
         End::PowerOff => reboot(RebootCommand::PowerOff)?,
         // Linux panics when its init ends, which is what is asked for.

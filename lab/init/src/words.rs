@@ -5,7 +5,8 @@ use anyhow::{Context, Result, bail};
 /// How the guest shall end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    Exit(u8),
+    /// With this exit code, or with that of the job.
+    Exit(Option<u8>),
     Reboot,
     PowerOff,
     Panic,
@@ -14,21 +15,34 @@ pub(crate) enum End {
 
 /// Everything that the command line asks of this init.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Words {
+pub(crate) struct Words<'a> {
     pub(crate) end: End,
+    /// The device to write records to.
+    pub(crate) records: Option<&'a str>,
+    /// The device with the root file system.
+    pub(crate) root: Option<&'a str>,
+    /// The root is mounted for reading only.
+    pub(crate) read_only: bool,
+    /// The root's own init, to hand over to.
+    pub(crate) init: Option<&'a str>,
 }
 
-impl Words {
+impl<'a> Words<'a> {
     /// Reads our words and leaves the kernel's alone.
-    pub(crate) fn parse(cmdline: &str) -> Result<Self> {
-        let mut code = 0;
-        let mut end = "exit";
+    pub(crate) fn parse(cmdline: &'a str) -> Result<Self> {
+        let (mut code, mut end) = (None, "exit");
+        let (mut records, mut root, mut read_only, mut init) = (None, None, false, None);
         for word in cmdline.split_ascii_whitespace() {
             match word.split_once('=') {
                 Some(("exit", value)) => {
-                    code = value.parse().with_context(|| format!("{word}: want 0 to 255"))?;
+                    let value = value.parse();
+                    code = Some(value.with_context(|| format!("{word}: want 0 to 255"))?);
                 }
                 Some(("end", value)) => end = value,
+                Some(("records", value)) => records = Some(value),
+                Some(("root", value)) => root = Some(value),
+                Some(("init", value)) => init = Some(value),
+                None if word == "ro" => read_only = true,
                 _ => {}
             }
         }
@@ -40,7 +54,7 @@ impl Words {
             "hang" => End::Hang,
             other => bail!("end={other}: want exit, reboot, poweroff, panic or hang"),
         };
-        Ok(Self { end })
+        Ok(Self { end, records, root, read_only, init })
     }
 }
 
@@ -51,7 +65,8 @@ mod tests {
     #[test]
     fn the_kernels_words_are_left_alone() {
         let words = Words::parse("console=ttyS0 quiet panic=-1 exit=42\n").unwrap();
-        assert_eq!(words, Words { end: End::Exit(42) });
+        let end = End::Exit(Some(42));
+        assert_eq!(words, Words { end, records: None, root: None, read_only: false, init: None });
     }
 
     #[test]
@@ -59,5 +74,13 @@ mod tests {
         assert_eq!(Words::parse("exit=3 end=poweroff").unwrap().end, End::PowerOff);
         assert!(Words::parse("end=never").is_err());
         assert!(Words::parse("exit=256").is_err());
+    }
+
+    #[test]
+    fn a_root_is_for_writing_unless_told_otherwise() {
+        let words = Words::parse("root=/dev/vda init=/sbin/init").unwrap();
+        assert_eq!((words.root, words.init), (Some("/dev/vda"), Some("/sbin/init")));
+        assert!(!words.read_only);
+        assert!(Words::parse("root=/dev/vda ro").unwrap().read_only);
     }
 }

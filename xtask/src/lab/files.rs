@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 
-use super::{GUEST_INITRD, GUEST_KERNEL, Io, Lab, Run, image};
+use super::{GUEST_INITRD, GUEST_KERNEL, Io, Lab, Run};
 use crate::step;
 
 /// A file or folder of this host, and its place in the lab.
@@ -82,20 +82,6 @@ pub(super) fn unpack_results(archive: &Path, folder: &Path) -> Result<()> {
     unpack.args(["--extract", "--no-same-owner", "--file"]).arg(archive).arg("-C").arg(folder);
     step::run("unpacking the results", &mut unpack)?;
     Ok(())
-}
-
-/// Packs the initrd of a guest inside the lab: our init and nothing else.
-pub(super) fn pack_guest_initrd(cache: &Path, init: &Path) -> Result<PathBuf> {
-    let scratch = tempfile::tempdir_in(cache)?;
-    let root = scratch.path().join("root");
-    fs::create_dir(&root)?;
-    fs::copy(init, root.join("init"))?;
-    let packed = scratch.path().join("initrd");
-    image::pack_cpio(&root, &packed)?;
-    // A rename, so that a machine that boots from it just now sees the old or the new one.
-    let initrd = cache.join("guest-initrd.cpio");
-    fs::rename(packed, &initrd)?;
-    Ok(initrd)
 }
 
 /// A link suffices: `tar` follows it.

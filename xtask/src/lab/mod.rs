@@ -1,8 +1,11 @@
 //! The lab: a whole host with hardware-like KVM, emulated by QEMU, for any machine.
 
 mod files;
+mod guest_initrd;
 mod image;
+mod programs;
 mod qemu;
+mod root_disk;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -17,7 +20,8 @@ use crate::cargo::{self, LAB_TARGET, Workspace};
 use crate::setup::{self, Kernel};
 
 pub(crate) use files::Shared;
-pub(crate) use qemu::{Ended, Io};
+pub(crate) use programs::with_libraries;
+pub(crate) use qemu::{Ended, FIRST_DISK, Io};
 
 /// The command ran out of time, as `timeout(1)` says it.
 const EXIT_TIMED_OUT: u8 = 124;
@@ -42,6 +46,9 @@ pub(crate) struct Options {
     /// Take a file or folder along, to /root inside unless GUEST says where
     #[arg(long = "file", value_name = "HOST[:GUEST]")]
     files: Vec<Shared>,
+    /// Attach a file as a disk: /dev/vdc and on; what is written to it is forgotten
+    #[arg(long = "disk", value_name = "FILE")]
+    disks: Vec<PathBuf>,
     /// Set a variable in the command's environment
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = files::parse_variable)]
     env: Vec<(String, String)>,
@@ -86,6 +93,7 @@ fn try_run(options: &Options) -> Result<Ended> {
         command: if shell { vec!["sh".into()] } else { options.command.clone() },
         env: options.env.clone(),
         files: options.files.clone(),
+        disks: options.disks.clone(),
         smp: options.smp,
         memory: options.memory,
         timeout: options.timeout.map(Duration::from_secs),
@@ -108,7 +116,7 @@ pub(crate) struct Guest {
     /// Our release binary, linked statically.
     pub(crate) sparkler: Option<PathBuf>,
     pub(crate) kernel: Kernel,
-    /// An initrd with our init alone.
+    /// An initrd with our init, and the modules that it loads.
     pub(crate) initrd: PathBuf,
     cache: PathBuf,
 }
@@ -128,12 +136,16 @@ impl Guest {
         let init = find("sparkler-lab-init").context("cargo built no init for the guest")?;
 
         let _lock = lock(&cache)?;
-        Ok(Self {
-            sparkler: find("sparkler"),
-            kernel: setup::kernel(&cache.join("kernel"))?,
-            initrd: files::pack_guest_initrd(&cache, &init)?,
-            cache,
-        })
+        let kernel = setup::kernel(&cache.join("kernel"))?;
+        let initrd = guest_initrd::pack(&cache, &init, &kernel)?;
+        Ok(Self { sparkler: find("sparkler"), kernel, initrd, cache })
+    }
+
+    /// A disk with a Debian root file system, which must not be written to. Made unless it is there,
+    /// which takes minutes and an administrator's rights.
+    pub(crate) fn root_disk(&self) -> Result<PathBuf> {
+        let _lock = lock(&self.cache)?;
+        root_disk::prepare(&self.cache)
     }
 }
 
@@ -156,6 +168,8 @@ pub(crate) struct Run {
     pub(crate) command: Vec<OsString>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) files: Vec<Shared>,
+    /// Files that become disks, the first of them [`FIRST_DISK`].
+    pub(crate) disks: Vec<PathBuf>,
     pub(crate) smp: u8,
     /// In MiB.
     pub(crate) memory: u32,
@@ -171,6 +185,7 @@ impl Run {
             command,
             env: Vec::new(),
             files: Vec::new(),
+            disks: Vec::new(),
             smp: 2,
             memory: 3072,
             timeout: Some(timeout),
@@ -191,6 +206,11 @@ impl Lab {
         setup::lab_tools()?;
         let _lock = lock(&guest.cache)?;
         Ok(Self { image: image::Image::prepare(&guest.cache, &guest.kernel)?, guest })
+    }
+
+    /// What the lab has for guests of its own.
+    pub(crate) fn guest(&self) -> &Guest {
+        &self.guest
     }
 
     /// Boots the lab, runs the command, and switches the lab off.

@@ -19,6 +19,8 @@ use super::image::Image;
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// From the command's end until QEMU has ended.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(20);
+/// The first of a run's own disks, behind the lab's root and the archive with the files.
+pub(crate) const FIRST_DISK: &str = "/dev/vdc";
 /// How much of the kernel's console is kept for an error message.
 const CONSOLE_TAIL: usize = 4096;
 
@@ -124,8 +126,9 @@ fn machine(image: &Image, run: &Run, archive: &Path) -> Result<Command> {
     qemu.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initramfs);
     qemu.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"]);
     // What is written to the disks goes to a temporary file and is forgotten.
-    for (disk, format) in [(image.disk.as_path(), "if=virtio"), (archive, "if=virtio,readonly=on")]
-    {
+    let own = [(image.disk.as_path(), "if=virtio"), (archive, "if=virtio,readonly=on")];
+    let more = run.disks.iter().map(|disk| (disk.as_path(), "if=virtio"));
+    for (disk, format) in own.into_iter().chain(more) {
         let options = format!("format=raw,{format},snapshot=on,cache=unsafe,file=");
         qemu.arg("-drive").arg(with_path(&options, disk));
     }

@@ -12,6 +12,8 @@ pub(crate) enum Need {
     Kvm,
     /// `linux_*`: a `/dev/kvm` that runs a stock Linux.
     StockLinux,
+    /// `debian_*`: that, and a disk with a Debian root.
+    DebianRoot,
     /// `host_*`: an administrator's rights.
     Root,
     /// Any other name: Debian's kernel, as a file.
@@ -23,6 +25,7 @@ impl Need {
         match program.split('_').next() {
             Some("kvm" | "terminal") => Self::Kvm,
             Some("linux") => Self::StockLinux,
+            Some("debian") => Self::DebianRoot,
             Some("host") => Self::Root,
             _ => Self::Kernel,
         }

@@ -2,18 +2,26 @@
 
 use anyhow::Result;
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::harness::{Harness, Need, Programs};
 use crate::cargo::{self, LAB_TARGET, Workspace};
 use crate::host::Kvm;
-use crate::lab::{Binary, Ended, GUEST_INITRD, GUEST_KERNEL, Guest, Io, Lab, Run, Shared};
+use crate::lab::{
+    self, Binary, Ended, FIRST_DISK, GUEST_INITRD, GUEST_KERNEL, Guest, Io, Lab, Run, Shared,
+};
 use crate::report::{Counts, Report};
 use crate::{demo, setup, step};
 
 /// For one test program: the slowest takes about a minute in the lab.
 const LIMIT: Duration = Duration::from_secs(600);
+
+/// The variable that names the disk with a Debian root.
+const ROOT_DISK: &str = "SPARKLER_ROOT_DISK";
+/// The variable that says for how long data on disks is verified.
+const VERIFY_SECONDS: &str = "SPARKLER_VERIFY_SECONDS";
 
 pub(super) fn t0(report: &mut Report) -> Result<()> {
     let common = ["--workspace", "--all-features", "--no-fail-fast"];
@@ -47,7 +55,7 @@ pub(super) fn t1(report: &mut Report) -> Result<()> {
     for harness in Programs::build(None)?.harnesses {
         let lacking = match (harness.need(), &guest) {
             // The next tier's.
-            (Need::StockLinux, _) => continue,
+            (Need::StockLinux | Need::DebianRoot, _) => continue,
             (Need::Kvm, _) if kvm == Kvm::None => kvm.to_string(),
             (Need::Root, _) if !rustix::process::geteuid().is_root() => "not root".to_owned(),
             (Need::Kernel, Err(error)) => format!("{error:#}"),
@@ -65,17 +73,10 @@ pub(super) fn t1(report: &mut Report) -> Result<()> {
 pub(super) fn t2(report: &mut Report, kvm_in_lab: bool) -> Result<()> {
     let kvm = Kvm::probe();
     if kvm == Kvm::Hardware {
-        let guest = Guest::prepare(Binary::LeaveOut)?;
-        for harness in Programs::build(None)?.harnesses {
-            if harness.need() == Need::StockLinux {
-                let mut run = on_this_host(&harness, Some(&guest));
-                let title = format!("{}, hardware KVM", harness.title());
-                run_harness(report, "T2", &title, &mut run)?;
-            }
-        }
+        t2_on_this_host(report)?;
     }
     let in_lab = |harness: &&Harness| match harness.need() {
-        Need::StockLinux => true,
+        Need::StockLinux | Need::DebianRoot => true,
         Need::Kvm => kvm_in_lab || kvm == Kvm::None,
         Need::Root | Need::Kernel => false,
     };
@@ -99,18 +100,66 @@ pub(super) fn t2(report: &mut Report, kvm_in_lab: bool) -> Result<()> {
 
     let programs = Programs::build(Some(LAB_TARGET))?;
     for harness in programs.harnesses.iter().filter(in_lab) {
-        let mut run =
-            Run::new(vec![harness.built.executable.clone().into(), "--ignored".into()], LIMIT);
+        let title = format!("{}, lab", harness.title());
+        let command = vec![harness.built.executable.clone().into(), "--ignored".into()];
+        let mut run = Run::new(command, limit());
         let own = programs.binaries.iter().filter(|binary| binary.package == harness.built.package);
         // At the same path as here: that is what the test was compiled with.
         let files = own.chain([&harness.built]).map(|built| &built.executable);
         run.files = files.map(|file| Shared { host: file.clone(), guest: file.clone() }).collect();
-        let title = format!("{}, lab", harness.title());
+        if harness.need() == Need::DebianRoot {
+            let Some(disk) = root_disk(report, lab.guest(), &title, harness)? else { continue };
+            run.disks.push(disk);
+            run.env.push((ROOT_DISK.to_owned(), FIRST_DISK.to_owned()));
+            run.env.extend(std::env::var(VERIFY_SECONDS).map(|it| (VERIFY_SECONDS.to_owned(), it)));
+            run.files.extend(lab::with_libraries(&["e2fsck"])?);
+        }
         run_in_lab(report, &lab, &title, &run, |ended, output| {
             Counts::of_output(output, ended == Some(Ended::Exit(0)))
         })?;
     }
     Ok(())
+}
+
+fn t2_on_this_host(report: &mut Report) -> Result<()> {
+    let guest = Guest::prepare(Binary::LeaveOut)?;
+    for harness in Programs::build(None)?.harnesses {
+        let title = format!("{}, hardware KVM", harness.title());
+        let mut run = on_this_host(&harness, Some(&guest));
+        match harness.need() {
+            Need::StockLinux => {}
+            Need::DebianRoot => {
+                let Some(disk) = root_disk(report, &guest, &title, &harness)? else { continue };
+                run.env(ROOT_DISK, disk);
+            }
+            Need::Kvm | Need::Root | Need::Kernel => continue,
+        }
+        run_harness(report, "T2", &title, &mut run)?;
+    }
+    Ok(())
+}
+
+/// The disk that this harness needs; skips the harness if only root could make it.
+fn root_disk(
+    report: &mut Report,
+    guest: &Guest,
+    title: &str,
+    harness: &Harness,
+) -> Result<Option<PathBuf>> {
+    match guest.root_disk() {
+        Ok(disk) => Ok(Some(disk)),
+        Err(error) if error.is::<setup::NeedsRoot>() => {
+            report.skipped("T2", title, harness.tests, &format!("{error:#}"));
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// For one test program, with the time that was asked for beyond the usual.
+fn limit() -> Duration {
+    let more = std::env::var(VERIFY_SECONDS).ok().and_then(|seconds| seconds.parse().ok());
+    LIMIT + Duration::from_secs(more.unwrap_or(0))
 }
 
 pub(super) fn t3(report: &mut Report, seconds: u32) -> Result<()> {
@@ -134,7 +183,7 @@ pub(super) fn t3(report: &mut Report, seconds: u32) -> Result<()> {
 
 fn on_this_host(harness: &Harness, guest: Option<&Guest>) -> Command {
     let mut run = Command::new("timeout");
-    run.arg(LIMIT.as_secs().to_string()).arg(&harness.built.executable).arg("--ignored");
+    run.arg(limit().as_secs().to_string()).arg(&harness.built.executable).arg("--ignored");
     run.current_dir(&harness.built.folder);
     if let Some(guest) = guest {
         run.env("SPARKLER_KERNEL", &guest.kernel.vmlinuz);
