@@ -6,6 +6,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use sparkler::virtio::block::{Disk, EngineKind};
 use sparkler::{MemorySize, Outcome};
@@ -34,7 +35,7 @@ fn verify_in_all_ways(engine: EngineKind) {
     for (seed, way) in ways.into_iter().enumerate() {
         let disk = open(file.path(), engine).queues(4).unwrap();
         let stats = disk.handle();
-        let cmdline = format!("quiet test=disk requests=400 seed={seed} {way}");
+        let cmdline = format!("quiet test=disk requests=200 seed={seed} {way}");
         let text = succeed(guest(&cmdline).disk(disk));
 
         let requests = number(&text, "requests");
@@ -90,10 +91,10 @@ fn a_read_only_disk_refuses_writes_and_does_not_change() {
     let file = file(MIB);
     succeed(guest("quiet test=diskfill seed=3").disk(Disk::open(file.path()).unwrap()));
     let before = fs::read(file.path()).unwrap();
-    let disks =
-        [Disk::open_read_only(file.path()).unwrap(), Disk::open(file.path()).unwrap().read_only()];
-    // Two at once may read the same file only if neither could write it, so one after the other.
-    for disk in disks.into_iter().rev() {
+    let ways: [fn(&Path) -> Disk; 2] =
+        [|path| Disk::open_read_only(path).unwrap(), |path| Disk::open(path).unwrap().read_only()];
+    for open in ways {
+        let disk = open(file.path());
         let stats = disk.handle();
         succeed(guest("quiet test=disk readonly filled seed=3 depth=8").disk(disk));
         assert!(stats.stats().errors > 100, "{:?}", stats.stats());
@@ -148,8 +149,9 @@ fn four_disks_of_one_machine_are_four_disks() {
 #[test]
 #[ignore = "needs /dev/kvm"]
 fn buffers_above_4_gib_are_reached() {
-    // The guest takes its buffers from the region that it is in; a model of a large disk fills that.
-    let file = file(64 * MIB);
-    let builder = guest("quiet test=disk requests=200 depth=32").memory(MemorySize::gib(4));
+    // The guest takes rings and buffers from the last region of its memory.
+    let file = file(4 * MIB);
+    let memory = MemorySize::mib((3 << 10) + 64);
+    let builder = guest("quiet test=disk requests=200 depth=32").memory(memory);
     succeed(builder.disk(Disk::open(file.path()).unwrap()));
 }

@@ -74,19 +74,18 @@ impl Memory {
     }
 }
 
-/// The usable memory behind the guest itself, given out piece by piece.
+/// The last region of usable memory, as far as it is behind the guest itself, given out piece by piece.
 pub(crate) struct Arena(Memory);
 
 impl Arena {
     /// To be called once.
     pub(crate) fn new(boot: &BootInfo) -> Result<Self, u8> {
-        let start = paging::image().end.next_multiple_of(PAGE_SIZE);
-        let end = boot.usable().iter().map(|region| region.start.saturating_add(region.size));
-        let holds = |end: &u64| *end > start;
-        // The regions are in order, so this is the end of the one that holds the guest.
-        let end = end.into_iter().find(holds).ok_or(VIRTIO_MEMORY)? & !(PAGE_SIZE - 1);
-        paging::memory(start, end - start);
-        Ok(Self(Memory { start, length: end - start }))
+        let region = boot.usable().iter().max_by_key(|region| region.start).ok_or(VIRTIO_MEMORY)?;
+        let start = region.start.max(paging::image().end).next_multiple_of(PAGE_SIZE);
+        let end = region.start.saturating_add(region.size) & !(PAGE_SIZE - 1);
+        let length = end.checked_sub(start).ok_or(VIRTIO_MEMORY)?;
+        paging::memory(start, length);
+        Ok(Self(Memory { start, length }))
     }
 
     /// The next `length` bytes, rounded up to whole pages, all zero.

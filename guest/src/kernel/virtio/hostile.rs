@@ -106,7 +106,7 @@ fn registers(disk: &mut Disk) -> TestResult {
                 disk.prepare()?;
                 disk.device.write(STATUS, status);
             }
-            for value in [0, u64::MAX, 0x1234_5678_9abc_def0] {
+            for value in [0, u64::MAX] {
                 let at = window.part(offset, 8).address() as *mut u8;
                 // SAFETY: in the window; a device touches no memory but by its rings, and the rings that
                 // these values make are outside all memory.
