@@ -32,3 +32,8 @@ pub use crate::outcome::{Crash, CrashReason, Outcome};
 pub use crate::running::{RunningVm, Stats, StopHandle};
 pub use crate::timeline::{Event, Milestone, Timeline};
 pub use crate::vm::Vm;
+
+/// The lines in the workspace's README compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct WorkspaceReadme;

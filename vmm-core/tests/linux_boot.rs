@@ -63,7 +63,7 @@ fn without_acpi_the_pit_serves() {
 fn the_same_kernel_enters_by_pvh() {
     let path = std::env::var("SPARKLER_KERNEL").unwrap();
     let kernel = Kernel::file(path).unwrap().with_protocol(Protocol::Pvh);
-    let (outcome, text, _) = run(linux("exit=9").kernel(kernel));
+    let (outcome, text, _) = run(linux("quiet exit=9").kernel(kernel));
     assert_eq!(outcome, Outcome::Exited(9), "{text}");
 }
 
