@@ -2,7 +2,7 @@
 //!
 //! A device is a [`BusDevice`]: bytes at an offset, read or written, behind `&self`. A [`Bus`] finds
 //! the device of an address. A device raises its interrupt through the trait [`Interrupt`] and ends
-//! the machine through [`PowerSink`], so it knows neither KVM nor threads and is tested without both.
+//! the machine through [`PowerSink`], so it does not know KVM and is tested without it.
 //!
 //! | module | device |
 //! |---|---|

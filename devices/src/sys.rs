@@ -35,7 +35,7 @@ impl Poller {
         }));
         let count = libc::nfds_t::try_from(self.0.len()).map_err(io::Error::other)?;
         let timeout = timeout.map(|timeout| libc::timespec {
-            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_sec: timeout.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: timeout.subsec_nanos().into(),
         });
         let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
@@ -65,5 +65,40 @@ pub(crate) fn block_signals() {
             libc::sigdelset(set.as_mut_ptr(), signal);
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_for_what_is_readable_or_until_the_time_is_over() {
+        let (quiet, loud) = (EventFd::new(0).unwrap(), EventFd::new(0).unwrap());
+        loud.write(1).unwrap();
+        let mut poller = Poller::default();
+        poller.wait([borrow(&quiet), borrow(&loud)], None).unwrap();
+        poller.wait([borrow(&loud)], Some(Duration::MAX)).unwrap();
+        poller.wait([borrow(&quiet)], Some(Duration::from_millis(1))).unwrap();
+        poller.wait([], Some(Duration::ZERO)).unwrap();
+    }
+
+    #[test]
+    fn signals_stay_pending_in_a_thread_that_blocks_them() {
+        // The default action of the signal would end the process.
+        std::thread::spawn(|| {
+            block_signals();
+            // SAFETY: neither has a precondition: a signal to the calling thread, then a look at what
+            // is pending for it, in a set that the kernel fills.
+            let pending = unsafe {
+                libc::raise(libc::SIGUSR1);
+                let mut set = MaybeUninit::uninit();
+                libc::sigpending(set.as_mut_ptr());
+                libc::sigismember(set.as_ptr(), libc::SIGUSR1)
+            };
+            assert_eq!(pending, 1);
+        })
+        .join()
+        .unwrap();
     }
 }

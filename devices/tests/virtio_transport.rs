@@ -3,8 +3,10 @@
 
 mod virtio_common;
 
-use std::sync::Arc;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sparkler_devices::BusDevice;
 use sparkler_devices::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
@@ -13,11 +15,12 @@ use sparkler_devices::virtio::status::{
     ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK,
 };
 use sparkler_devices::virtio::{
-    ConfigBytes, DeviceError, MmioTransport, QueueSizeError, Session, VirtioDevice,
+    ConfigBytes, DeviceError, MmioTransport, QueueSizeError, Session, VirtioDevice, Waker,
 };
 use virtio_bindings::bindings::virtio_mmio as reg;
 use virtio_common::{LARGE, SIZE, TestDevice, assert_stops, assert_works_after_reset};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const KNOWN: u32 = ACKNOWLEDGE | DRIVER;
 const AGREED: u32 = KNOWN | FEATURES_OK;
@@ -116,7 +119,9 @@ fn features_above_the_64th_are_refused() {
 
 #[test]
 fn features_count_only_between_driver_and_features_ok() {
-    let driver = TestDevice::driver();
+    let device = TestDevice::default();
+    let negotiated = device.negotiated.clone();
+    let driver = MockDriver::new(Box::new(device));
     let write_version_1 = || {
         driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1);
         driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, 1);
@@ -134,6 +139,8 @@ fn features_count_only_between_driver_and_features_ok() {
     driver.write(reg::VIRTIO_MMIO_DRIVER_FEATURES, 0);
     driver.driver_ok();
     assert_eq!(driver.status(), LIVE);
+    driver.set_status(0); // The device has run by then.
+    assert_eq!(negotiated.load(Ordering::SeqCst), VERSION_1);
 }
 
 #[test]
@@ -533,4 +540,67 @@ fn a_device_that_offers_a_bad_queue_size_is_refused() {
         let error = error.unwrap_err().into_inner().unwrap().downcast::<QueueSizeError>().unwrap();
         assert_eq!((error.queue, error.size), (1, sizes[1]));
     }
+}
+
+/// Tells the driver of a new configuration whenever its file descriptor is readable or its timeout is
+/// over, and hands out its waker.
+struct Listening {
+    event: EventFd,
+    timeout: Option<Duration>,
+    waker: Arc<Mutex<Option<Waker>>>,
+}
+
+impl VirtioDevice for Listening {
+    fn device_type(&self) -> u32 {
+        42
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &[]
+    }
+    fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        *self.waker.lock().unwrap() = Some(session.waker());
+        session.config_changed()?;
+        // SAFETY: the descriptor is open for as long as `self` is borrowed.
+        let event = unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) };
+        while session.wait(&[event], self.timeout)? {
+            let _ = self.event.read();
+            session.config_changed()?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_device_is_woken_by_its_own_descriptors_by_its_waker_and_by_time() {
+    let event = EventFd::new(EFD_NONBLOCK).unwrap();
+    let waker = Arc::new(Mutex::new(None));
+    let listening = |timeout| {
+        let event = event.try_clone().unwrap();
+        let mut driver =
+            MockDriver::new(Box::new(Listening { event, timeout, waker: waker.clone() }));
+        driver.start();
+        driver
+    };
+    let raised = |driver: &MockDriver, times| {
+        let interrupt = driver.interrupt();
+        interrupt.wait_until("the device", || (interrupt.count() >= times).then_some(()));
+    };
+    let mut driver = listening(None);
+    raised(&driver, 1);
+    event.write(1).unwrap();
+    raised(&driver, 2);
+    let old = waker.lock().unwrap().take().unwrap();
+    old.wake();
+    raised(&driver, 3);
+    driver.reset();
+    driver.start();
+    raised(&driver, 4);
+    old.wake(); // A waker of an earlier session still serves.
+    raised(&driver, 5);
+    drop(driver);
+    old.wake(); // And harms nothing when the device is gone.
+
+    let driver = listening(Some(Duration::from_millis(1)));
+    raised(&driver, 5);
+    assert_stops(&driver);
 }

@@ -7,7 +7,7 @@ use virtio_bindings::bindings::virtio_mmio as reg;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::features::{Features, halves, join};
+use super::features::Features;
 use super::queue::QueueError;
 use super::session::Session;
 use super::setup::QueueSetup;
@@ -332,29 +332,4 @@ impl State {
             _ => {}
         }
     }
-}
-
-impl QueueSetup {
-    fn write(&mut self, offset: u32, value: u32) {
-        match offset {
-            reg::VIRTIO_MMIO_QUEUE_NUM => self.size = value,
-            reg::VIRTIO_MMIO_QUEUE_DESC_LOW => set_low(&mut self.descriptors, value),
-            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => set_high(&mut self.descriptors, value),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_low(&mut self.driver, value),
-            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_high(&mut self.driver, value),
-            reg::VIRTIO_MMIO_QUEUE_USED_LOW => set_low(&mut self.device, value),
-            reg::VIRTIO_MMIO_QUEUE_USED_HIGH => set_high(&mut self.device, value),
-            _ => {}
-        }
-    }
-}
-
-fn set_low(address: &mut u64, value: u32) {
-    let [_, high] = halves(*address);
-    *address = join(value, high);
-}
-
-fn set_high(address: &mut u64, value: u32) {
-    let [low, _] = halves(*address);
-    *address = join(low, value);
 }

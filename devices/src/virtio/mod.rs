@@ -84,17 +84,19 @@ mod session;
 mod setup;
 mod shared;
 pub mod status;
+mod walk;
 mod worker;
 
 use std::error::Error;
 use std::io;
 use std::sync::Arc;
 
-pub use chain::{AccessError, Chain, ChainError, Segment, Slices};
+pub use chain::{AccessError, Chain, Segment, Slices};
 pub use config::{ConfigBytes, ConfigSpace};
 pub use mmio::{MAX_QUEUE_SIZE, MmioTransport, QueueSizeError};
 pub use queue::{Queue, QueueError};
 pub use session::{Session, Waker};
+pub use walk::ChainError;
 
 /// A virtio device, independent of how the guest reaches it. The [module](self) shows a whole one.
 pub trait VirtioDevice: Send + 'static {

@@ -7,8 +7,9 @@ use virtio_bindings::bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
-use super::chain::{Chain, ChainError, Layout, Limits, Segment, Table};
+use super::chain::{Chain, Segment};
 use super::shared::Shared;
+use super::walk::{ChainError, Layout, Limits, Table};
 
 /// A split virtqueue that is ready and was checked (virtio 1.2, 2.7).
 ///

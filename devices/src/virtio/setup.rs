@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use virtio_bindings::bindings::virtio_mmio as reg;
 use virtio_queue::QueueT;
 use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
-use super::chain::Limits;
-use super::features::{RING_EVENT_IDX, RING_INDIRECT_DESC};
+use super::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, halves, join};
 use super::queue::{Queue, QueueError};
 use super::shared::Shared;
+use super::walk::Limits;
 
 /// The registers of one queue, as the driver wrote them: anything.
 #[derive(Debug, Clone)]
@@ -30,6 +31,20 @@ impl QueueSetup {
 
     pub(super) fn reset(&mut self) {
         *self = Self::new(self.index, self.max);
+    }
+
+    /// The driver writes the register at `offset`; if it is not one of a queue, nothing happens.
+    pub(super) fn write(&mut self, offset: u32, value: u32) {
+        match offset {
+            reg::VIRTIO_MMIO_QUEUE_NUM => self.size = value,
+            reg::VIRTIO_MMIO_QUEUE_DESC_LOW => set_low(&mut self.descriptors, value),
+            reg::VIRTIO_MMIO_QUEUE_DESC_HIGH => set_high(&mut self.descriptors, value),
+            reg::VIRTIO_MMIO_QUEUE_AVAIL_LOW => set_low(&mut self.driver, value),
+            reg::VIRTIO_MMIO_QUEUE_AVAIL_HIGH => set_high(&mut self.driver, value),
+            reg::VIRTIO_MMIO_QUEUE_USED_LOW => set_low(&mut self.device, value),
+            reg::VIRTIO_MMIO_QUEUE_USED_HIGH => set_high(&mut self.device, value),
+            _ => {}
+        }
     }
 
     /// The queue that the registers describe.
@@ -118,4 +133,14 @@ impl Part {
 fn ram_size(memory: &GuestMemoryMmap) -> usize {
     let bytes = memory.iter().fold(0u64, |sum, region| sum.saturating_add(region.len()));
     usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+fn set_low(address: &mut u64, value: u32) {
+    let [_, high] = halves(*address);
+    *address = join(value, high);
+}
+
+fn set_high(address: &mut u64, value: u32) {
+    let [low, _] = halves(*address);
+    *address = join(low, value);
 }

@@ -4,7 +4,7 @@
 pub mod scenarios;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use sparkler_devices::virtio::mock::MockDriver;
@@ -27,6 +27,8 @@ pub struct TestDevice {
     pub config: Arc<ConfigBytes>,
     /// How often `run` was called.
     pub sessions: Arc<AtomicU32>,
+    /// The features of the last session.
+    pub negotiated: Arc<AtomicU64>,
 }
 
 impl TestDevice {
@@ -63,6 +65,7 @@ impl VirtioDevice for TestDevice {
 
     fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
         self.sessions.fetch_add(1, Ordering::SeqCst);
+        self.negotiated.store(session.features(), Ordering::SeqCst);
         let mut held = Vec::new();
         loop {
             for queue in session.queues() {
