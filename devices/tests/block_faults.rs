@@ -184,6 +184,55 @@ fn an_interrupted_operation_is_tried_again() {
     assert_eq!(guest.write(1, &[9; 512]), OK);
     assert_eq!(storage.bytes()[512..1024], [9; 512]);
     assert_eq!(storage.begun(), ["write 512 512"; 4]);
+    let mut odd = false;
+    storage.fail(move |_| {
+        odd = !odd;
+        odd.then(|| io::ErrorKind::Interrupted.into())
+    });
+    assert_eq!((guest.flush(), guest.ranges(WRITE_ZEROES, &[(1, 1, 0)])), (OK, OK));
+    assert_eq!(storage.begun(), ["sync", "sync", "zero 512 512", "zero 512 512"]);
+    assert_eq!(storage.bytes()[512..1024], [0; 512]);
+}
+
+#[test]
+fn a_reset_does_not_wait_for_the_whole_of_a_large_request() {
+    let storage = Storage::new(vec![3; 8 << 20]);
+    let mut guest = Guest::new(storage.disk());
+    storage.at_most(1);
+    // A slow disk: all of it would take hours.
+    storage.fail(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+        None
+    });
+    guest.offer(0, &[&header(IN, 0)], &[8 << 20, 1]);
+    guest.kick(0);
+    while storage.begun().is_empty() {
+        std::thread::yield_now();
+    }
+    guest.restart();
+    storage.recover();
+    storage.at_most(512);
+    assert_eq!(guest.read(0, 512).status, OK);
+}
+
+#[test]
+fn a_slow_disk_is_given_only_so_much_at_once() {
+    let storage = Storage::new(vec![3; 1 << 20]);
+    let mut guest = Guest::new(storage.disk());
+    storage.hold("read");
+    for _ in 0..40 {
+        guest.offer(0, &[&header(IN, 0)], &[1 << 20, 1]);
+    }
+    guest.kick(0);
+    storage.wait_for_held(32);
+    let mut begun = storage.begun().len();
+    for ended in 1..=40 {
+        assert!(begun < 32 + ended, "{begun} of 1 MiB each, of which {ended} may have ended");
+        storage.release(0);
+        assert_eq!(guest.wait(0).status, OK);
+        storage.wait_for_held(32.min(40 - ended));
+        begun += storage.begun().len();
+    }
 }
 
 #[test]
@@ -262,16 +311,11 @@ fn an_engine_that_cannot_be_made_needs_a_reset_and_is_tried_again() {
 
 #[test]
 fn large_transfers_are_cut_up() {
-    let storage = Storage::new(vec![3; 9 << 20]);
+    let storage = Storage::new(vec![3; 5 << 19]);
     let mut guest = Guest::new(storage.disk());
-    let answer = guest.read(0, 9 << 20);
-    assert_eq!((answer.status, answer.used), (OK, (9 << 20) + 1));
+    let answer = guest.read(0, 5 << 19);
+    assert_eq!((answer.status, answer.used), (OK, (5 << 19) + 1));
     assert!(answer.data.iter().all(|&byte| byte == 3));
-    let mib = 1 << 20;
-    let expected = [
-        format!("read 0 {}", 4 * mib),
-        format!("read {} {}", 4 * mib, 4 * mib),
-        format!("read {} {mib}", 8 * mib),
-    ];
+    let expected = ["read 0 1048576", "read 1048576 1048576", "read 2097152 524288"];
     assert_eq!(storage.begun(), expected);
 }

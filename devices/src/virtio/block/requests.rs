@@ -14,8 +14,11 @@ use super::request::{Extent, HEADER_LEN, RANGE_LEN, Range, Request, Rules, SECTO
 use super::state::{State, capacity};
 use super::stats::count;
 
-/// The most bytes that one operation moves, so that a reset never waits for a larger one.
-const MAX_TRANSFER: usize = 4 << 20;
+/// The most bytes that one operation moves.
+const MAX_TRANSFER: usize = 1 << 20;
+/// How many bytes operations may be moving before no further request starts. A reset waits for these,
+/// and the disk may be slow.
+const MAX_MOVING: usize = 32 << 20;
 /// The most bytes that one operation discards or zeroes.
 const MAX_RANGE: u64 = 32 << 20;
 
@@ -49,6 +52,8 @@ pub(super) struct Requests<'a> {
     /// By tag. The tag after the last one belongs to the sync in progress.
     tasks: Vec<Option<Task>>,
     free: Vec<u16>,
+    /// The bytes of one operation of each task.
+    moving: usize,
     done: VecDeque<Done>,
     /// What the sync in progress is for.
     syncing: Vec<u16>,
@@ -107,13 +112,13 @@ impl<'a> Requests<'a> {
         let mut tasks = Vec::new();
         tasks.resize_with(limit.into(), || None);
         let free = (0..limit).rev().collect();
-        let (done, syncing, waiting) = Default::default();
-        Self { engine, settings, state, tasks, free, done, syncing, waiting, failed: false }
+        let (moving, done, syncing, waiting) = Default::default();
+        Self { engine, settings, state, tasks, free, moving, done, syncing, waiting, failed: false }
     }
 
     /// Whether another request can start.
     pub(super) fn has_room(&self) -> bool {
-        !self.free.is_empty()
+        !self.free.is_empty() && self.moving < MAX_MOVING
     }
 
     /// Begins the request in `chain`; it comes back from [`next_done`](Self::next_done).
@@ -137,7 +142,9 @@ impl<'a> Requests<'a> {
         let Some(tag) = self.free.pop() else {
             return self.end(chain, 0, Status::IoError); // Never, as `has_room` was asked.
         };
-        self.continue_with(tag, Task { chain, work, write_through })
+        let task = Task { chain, work, write_through };
+        self.moving = self.moving.saturating_add(task.weight());
+        self.continue_with(tag, task)
     }
 
     /// Starts all that was begun.
@@ -236,7 +243,9 @@ impl<'a> Requests<'a> {
         let moved = match result {
             Ok(0) if task.work.is_read() => self.read_past_end(&task)?,
             Ok(0) if task.work.is_write() => Err(io::ErrorKind::WriteZero.into()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                return self.continue_with(tag, task);
+            }
             result => result,
         };
         match moved {
@@ -251,6 +260,9 @@ impl<'a> Requests<'a> {
     /// A sync has ended, and with it every request that waited for it.
     fn synced(&mut self, result: &io::Result<usize>) -> Result<(), DeviceError> {
         let mut tags = std::mem::take(&mut self.syncing);
+        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
+            self.waiting.append(&mut tags);
+        }
         for tag in tags.drain(..) {
             let Some(task) = self.tasks.get_mut(usize::from(tag)).and_then(Option::take) else {
                 continue;
@@ -279,8 +291,14 @@ impl<'a> Requests<'a> {
         Ok(Ok(rest))
     }
 
-    fn succeed(&mut self, tag: u16, task: Task) -> Result<(), DeviceError> {
+    /// No operation of `task` is in flight any more.
+    fn release(&mut self, tag: u16, task: &Task) {
         self.free.push(tag);
+        self.moving = self.moving.saturating_sub(task.weight());
+    }
+
+    fn succeed(&mut self, tag: u16, task: Task) -> Result<(), DeviceError> {
+        self.release(tag, &task);
         let counters = &self.state.counters;
         let bytes = |len| u64::try_from(len).unwrap_or(0);
         let filled = match task.work {
@@ -310,7 +328,7 @@ impl<'a> Requests<'a> {
         if !std::mem::replace(&mut self.failed, true) {
             log::warn!("a disk fails, its guest sees I/O errors: {error}");
         }
-        self.free.push(tag);
+        self.release(tag, &task);
         let filled = if let Work::Read(Move { moved, .. }) = task.work { moved } else { 0 };
         self.end(task.chain, filled, Status::IoError)
     }
@@ -330,6 +348,14 @@ impl<'a> Requests<'a> {
 }
 
 impl Task {
+    /// The most bytes that one of its operations moves.
+    fn weight(&self) -> usize {
+        match &self.work {
+            Work::Read(part) | Work::Write(part) => part.len.min(MAX_TRANSFER),
+            Work::Flush | Work::Discard(_) | Work::WriteZeroes(_) => 0,
+        }
+    }
+
     /// What is to be done next; `None`: nothing more.
     fn next_operation(&self) -> Option<Operation<'_>> {
         match &self.work {

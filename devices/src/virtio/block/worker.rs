@@ -192,7 +192,8 @@ impl Worker<'_> {
     /// Gives all requests that have ended back to the driver. Whether anything went on.
     fn give_back(&mut self) -> Result<bool, DeviceError> {
         let mut went_on = false;
-        while self.requests.advance()? {
+        // One large request is many operations: a reset does not wait for them all.
+        while !self.session.is_stopping() && self.requests.advance()? {
             went_on = true;
         }
         while let Some(Done { chain, written }) = self.requests.next_done() {
