@@ -118,6 +118,8 @@ pub(crate) struct RunArgs {
     #[arg(long, help_heading = "Machine")]
     pub(crate) no_acpi: bool,
 
+    // The help's brackets are no links.
+    #[allow(rustdoc::broken_intra_doc_links)]
     /// A disk: a raw file or block device, /dev/vda in the guest, then /dev/vdb, ...
     ///
     /// PATH[,ro][,direct][,serial=TEXT][,queues=N][,iops=N][,bps=SIZE]. ro: the guest cannot write,

@@ -28,7 +28,9 @@ pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
     let mut findings = look(&host);
     let speed =
         if findings.iter().all(|f| f.fit) { Some(boot(&mut findings)) } else { None }.flatten();
-    findings.push(stock_linux(host.kind));
+    if host.kvm.is_ok() {
+        findings.push(stock_linux(host.kind));
+    }
     let fit = findings.iter().all(|f| f.fit);
     if args.json {
         print(format!("{}\n", to_json(&host, &findings, speed, fit)))?;

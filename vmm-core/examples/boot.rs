@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .kernel(Kernel::file(kernel)?)
         .initrd(Initrd::file(initrd)?)
         .cmdline("console=ttyS0 quiet panic=-1")
-        .console(Console::pollable(std::io::stdin(), std::io::stdout()))
+        .console(Console::stdio()?)
         .build()?;
     println!("{}", vm.start()?.wait()?);
     Ok(())

@@ -195,12 +195,15 @@ impl VmBuilder {
 
     /// The command line as given; without ACPI, that is also where the kernel learns of the devices.
     fn whole_cmdline(&self, slots: &[Slot]) -> Result<Cmdline, BuildError> {
-        let mut line = self.cmdline.clone();
-        for slot in slots.iter().filter(|_| !self.acpi) {
-            line.push(' ');
-            line.push_str(&slot.parameter());
+        let own = Cmdline::new(&self.cmdline)?;
+        if self.acpi {
+            return Ok(own);
         }
-        Ok(Cmdline::new(&line)?)
+        // In front: what stands behind a `--` is for init.
+        let mut words: Vec<_> = slots.iter().map(Slot::parameter).collect();
+        words.push(self.cmdline.clone());
+        Cmdline::new(&words.join(" "))
+            .map_err(|source| BuildError::DevicesOnCmdline { devices: slots.len(), source })
     }
 
     /// The processor must be able to address the end of memory.

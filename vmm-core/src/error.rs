@@ -46,6 +46,14 @@ pub enum BuildError {
         /// The most.
         limit: usize,
     },
+    /// Without ACPI the command line has to name the devices, and there is no room for that.
+    #[error("without ACPI, the command line has no room to name {devices} virtio devices")]
+    DevicesOnCmdline {
+        /// How many there are.
+        devices: usize,
+        /// The limit that was met.
+        source: CmdlineError,
+    },
     /// A virtio device cannot be put on its transport.
     #[error("cannot put a virtio device on its transport")]
     VirtioDevice(#[source] io::Error),
@@ -108,6 +116,9 @@ pub enum KvmError {
     /// The kernel's KVM lacks something.
     #[error("this host's KVM lacks {0}; a newer or fuller kernel has it")]
     Capability(&'static str),
+    /// The list of CPUID leaves that this host's KVM supports leaves no room for those of the topology.
+    #[error("this host's KVM supports too many CPUID leaves")]
+    CpuidTooLong,
     /// An ioctl failed.
     #[error("{call} failed")]
     Ioctl {
@@ -140,9 +151,6 @@ pub enum StartError {
         /// The reason.
         source: io::Error,
     },
-    /// An event file descriptor could not be made.
-    #[error("cannot create an eventfd")]
-    EventFd(#[source] io::Error),
 }
 
 /// The monitor failed while the machine ran. Whatever a *guest* does is an

@@ -4,7 +4,9 @@ use std::str::FromStr;
 use sparkler_loader::layout;
 use thiserror::Error;
 use vm_memory::mmap::FromRangesError;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+
+use crate::sys;
 
 /// How much memory a guest has.
 ///
@@ -125,7 +127,9 @@ pub(crate) fn map(size: MemorySize) -> Result<GuestMemoryMmap, FromRangesError> 
         .collect::<Option<_>>()
         .ok_or(FromRangesError::InvalidGuestRegion)?;
     // Anonymous, private and without reservation: pages appear when they are touched.
-    GuestMemoryMmap::from_ranges(&ranges)
+    let memory = GuestMemoryMmap::from_ranges(&ranges)?;
+    memory.iter().for_each(sys::memory::keep_from_children);
+    Ok(memory)
 }
 
 /// The highest address of a guest with `size` bytes of memory, plus one.
@@ -136,7 +140,7 @@ pub(crate) fn end_address(size: MemorySize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+    use vm_memory::GuestMemoryRegion;
 
     #[test]
     fn parses_what_people_write() {

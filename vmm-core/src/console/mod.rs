@@ -7,7 +7,8 @@ mod tests;
 mod worker;
 
 use std::fmt;
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,15 +26,17 @@ use crate::machine::SerialConsole;
 /// guest: up to [`BUFFER_SIZE`](Self::BUFFER_SIZE) bytes wait for it, and what comes beyond is dropped
 /// and counted in [`Stats::console_output_dropped`](crate::Stats::console_output_dropped).
 ///
-/// When the machine ends, what waits is still written, as long as the writer makes progress; after
-/// [`DRAIN_TIMEOUT`](Self::DRAIN_TIMEOUT) without any, the rest is dropped and counted too.
+/// When the guest ends, what waits is still written, as long as the writer makes progress; after
+/// [`DRAIN_TIMEOUT`](Self::DRAIN_TIMEOUT) without any, the rest is dropped and counted too. A machine
+/// that is stopped or dropped waits no longer than that in all.
 ///
 /// ```
 /// use std::io::{empty, sink};
 /// use sparkler::Console;
 ///
-/// let silent = Console::new(empty(), sink());          // any Read and any Write
-/// let terminal = Console::pollable(std::io::stdin(), std::io::stdout());
+/// let here = Console::stdio()?;                        // standard input and output
+/// let discarded = Console::new(empty(), sink());       // any Read and any Write
+/// # Ok::<(), std::io::Error>(())
 /// ```
 pub struct Console {
     input: Option<Input>,
@@ -63,6 +66,17 @@ impl Console {
     /// How long an ended machine waits for a writer that makes no progress: half a second.
     pub const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
+    /// A console on this process's standard input and output, through descriptors of its own. No terminal
+    /// mode is changed; what Rust's own `stdin()` has buffered already is not seen.
+    ///
+    /// # Errors
+    /// If one of the two is closed, or no descriptor is left.
+    pub fn stdio() -> io::Result<Self> {
+        let input = io::stdin().as_fd().try_clone_to_owned()?;
+        let output = io::stdout().as_fd().try_clone_to_owned()?;
+        Ok(Self::pollable(File::from(input), File::from(output)))
+    }
+
     /// A console on any reader and writer.
     ///
     /// Nobody can interrupt a `read` or `write` of a stranger. If one blocks for good, its thread
@@ -80,8 +94,8 @@ impl Console {
     /// A console on a reader and a writer with file descriptors that `poll(2)` works on: pipes, sockets,
     /// terminals, regular files. They are touched only when they are ready.
     ///
-    /// The reader's descriptor must say when there is something to read: a reader that buffers must give
-    /// out all that it has taken in with each `read`.
+    /// The reader must not buffer, as [`Stdin`](std::io::Stdin) does: what it has taken in and not given
+    /// out, its descriptor does not tell of.
     pub fn pollable(
         reader: impl Read + AsFd + Send + 'static,
         writer: impl Write + AsFd + Send + 'static,
@@ -95,8 +109,7 @@ impl Console {
     }
 
     /// Waits up to `timeout`, instead of [`DRAIN_TIMEOUT`](Self::DRAIN_TIMEOUT), for a writer that makes
-    /// no progress after the machine has ended. A machine that is dropped or stopped waits no longer
-    /// than `DRAIN_TIMEOUT` all the same.
+    /// no progress after the guest has ended.
     #[must_use]
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.drain_timeout = timeout;
@@ -128,8 +141,7 @@ pub(crate) struct ConsoleThreads {
 impl ConsoleThreads {
     /// Starts a thread for each direction that `console` has.
     pub(crate) fn start(console: Console, serial: &SerialConsole) -> Result<Self, StartError> {
-        let mut threads = Self { drain_timeout: console.drain_timeout, ..Self::default() };
-        // Output first: should the second fail, dropping the first ends it.
+        let mut threads = Self { input: None, output: None, drain_timeout: console.drain_timeout };
         if let Some(output) = console.output {
             threads.output =
                 Some(output::start(output, Arc::clone(&serial.output), &serial.wake_output)?);
@@ -145,14 +157,22 @@ impl ConsoleThreads {
     }
 
     /// Ends the threads: input at once, output when all is written or the writer makes no progress.
-    /// With `hurry`, the default limit holds even where the console has a longer one.
+    /// With `hurry` there is [`Console::DRAIN_TIMEOUT`] at most for all of it, progress or not.
     pub(crate) fn finish(&mut self, hurry: bool) {
         if let Some(input) = self.input.take() {
-            input.finish(Duration::ZERO);
+            input.finish(Duration::ZERO, true);
         }
         if let Some(output) = self.output.take() {
             let patience = self.drain_timeout;
-            output.finish(if hurry { patience.min(Console::DRAIN_TIMEOUT) } else { patience });
+            let patience = if hurry { patience.min(Console::DRAIN_TIMEOUT) } else { patience };
+            output.finish(patience, hurry);
         }
+    }
+}
+
+/// For a machine whose start fails half-way.
+impl Drop for ConsoleThreads {
+    fn drop(&mut self) {
+        self.finish(true);
     }
 }

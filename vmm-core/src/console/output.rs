@@ -54,11 +54,13 @@ fn copy(buffer: &OutputBuffer, output: &mut Output, state: &WorkerState) -> io::
         let mut unwritten = Unwritten { bytes: &chunk, buffer };
         write_all(&mut unwritten.bytes, output, state)?;
         drop(unwritten);
+        // A full chunk: there is more, or there soon will be.
+        let gather = chunk.len() < CHUNK;
         chunk.clear();
         if state.is_abandoned() {
             return Ok(());
         }
-        if !state.is_finishing() {
+        if gather && !state.is_finishing() {
             wait(state, Some(GATHER))?;
         }
     }

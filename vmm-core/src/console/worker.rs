@@ -111,9 +111,10 @@ impl Worker {
         Ok(Self { thread, state, ended })
     }
 
-    /// Asks the thread to end and joins it, as long as no `patience` passes without progress. A thread
-    /// that is stuck in somebody else's `read` or `write` is left behind.
-    pub(super) fn finish(self, patience: Duration) {
+    /// Asks the thread to end and joins it. It may go on as long as no `patience` passes without
+    /// progress, and with `hurry` for no longer than `patience` at all. A thread that is stuck in
+    /// somebody else's `read` or `write` is left behind.
+    pub(super) fn finish(self, patience: Duration, hurry: bool) {
         /// From "give up" to the end of a thread that is not stuck: much longer than it needs.
         const GRACE: Duration = Duration::from_millis(250);
         self.state.finishing.store(true, Ordering::SeqCst);
@@ -121,7 +122,7 @@ impl Worker {
         let mut seen = self.state.progress.load(Ordering::SeqCst);
         while let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(patience) {
             let now = self.state.progress.load(Ordering::SeqCst);
-            if now == seen {
+            if now == seen || hurry {
                 break;
             }
             seen = now;

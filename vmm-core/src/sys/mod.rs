@@ -1,4 +1,5 @@
 //! The few system calls that no crate in our tree wraps, each behind a safe function.
 
+pub(crate) mod memory;
 pub(crate) mod poll;
 pub(crate) mod signal;

@@ -18,11 +18,10 @@ use vmm_sys_util::ioctl_iow_nr;
 
 ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
 
-/// The signal, one of the highest real-time ones: far from those that programs and libraries take,
-/// which count upwards from `SIGRTMIN`. It is only ever sent to one of our own threads.
-fn kick_signal() -> libc::c_int {
-    libc::SIGRTMAX() - 1
-}
+/// The kick. Nobody else uses this signal: it was meant for coprocessors that never came. A real-time
+/// signal would not do, for sending one can fail (`RLIMIT_SIGPENDING`); a standard one is never lost. It
+/// is only ever sent to one of our own threads.
+const KICK: libc::c_int = libc::SIGSTKFLT;
 
 /// A thread that can be kicked. It must live as long as this value is used.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +41,7 @@ impl ThreadId {
     pub(crate) unsafe fn kick(self) {
         // SAFETY: the numbers are those of a live thread of this process, as the caller promises, and of
         // a valid signal, which that thread blocks. No memory is involved.
-        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, kick_signal()) };
+        unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), self.0, KICK) };
     }
 }
 
@@ -66,7 +65,7 @@ pub(crate) fn unblock_kick_in_guest(vcpu: &VcpuFd) -> Result<(), errno::Error> {
         set: u64,
     }
     // Signal N is bit N - 1 in the kernel's set.
-    let kick = u32::try_from(kick_signal() - 1).ok().and_then(|bit| 1u64.checked_shl(bit));
+    let kick = u32::try_from(KICK - 1).ok().and_then(|bit| 1u64.checked_shl(bit));
     let mask = SignalMask { len: 8, set: !kick.unwrap_or(0) };
     // SAFETY: the ioctl reads `len` and then `len` bytes of signal set, which `mask` holds.
     let result = unsafe { ioctl_with_ref(vcpu, KVM_SET_SIGNAL_MASK(), &mask) };
@@ -77,7 +76,7 @@ pub(crate) fn unblock_kick_in_guest(vcpu: &VcpuFd) -> Result<(), errno::Error> {
 pub(crate) fn consume_kicks() {
     let mut set = empty_set();
     // SAFETY: `set` is an initialized signal set, and the signal number is a valid one.
-    unsafe { libc::sigaddset(&mut set, kick_signal()) };
+    unsafe { libc::sigaddset(&mut set, KICK) };
     let at_once = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     loop {
         // SAFETY: `set` and `at_once` are initialized; a null siginfo is allowed.
@@ -122,7 +121,7 @@ mod tests {
             // SAFETY: `set` is valid for the kernel to fill and to be asked.
             unsafe {
                 libc::sigpending(&mut set);
-                libc::sigismember(&set, kick_signal()) == 1
+                libc::sigismember(&set, KICK) == 1
             }
         };
         // A thread of its own: the mask must not outlive the test. The default disposition of the

@@ -29,9 +29,14 @@ pub(super) fn physical_address_bits(supported: &CpuId) -> u32 {
     leaf.map_or(36, |entry| entry.eax & 0xff)
 }
 
-/// The CPUID of one vCPU.
-pub(super) fn for_vcpu(supported: &CpuId, topology: Topology, tsc_deadline_timer: bool) -> CpuId {
+/// The CPUID of one vCPU; `None` if KVM's list leaves no room for the few leaves that are added.
+pub(super) fn for_vcpu(
+    supported: &CpuId,
+    topology: Topology,
+    tsc_deadline_timer: bool,
+) -> Option<CpuId> {
     let apic_id = u32::from(topology.index);
+    let amd = is_amd(supported);
     let mut entries: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
         .iter()
@@ -43,10 +48,11 @@ pub(super) fn for_vcpu(supported: &CpuId, topology: Topology, tsc_deadline_timer
         match entry.function {
             0x1 => features(entry, topology, tsc_deadline_timer),
             0x4 => intel_caches(entry, topology),
-            // No performance counters: without them nothing leaks, and no guest needs them to boot.
-            0xa => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
-            0x8000_0001 => set_bit(&mut entry.ecx, 1, topology.count > 1), // CmpLegacy
-            0x8000_0008 => entry.ecx = topology.last_core() | (topology.core_bits() << 12),
+            // No performance counters: without them nothing leaks, and no guest needs them to boot. Intel's
+            // leaf, then AMD's.
+            0xa | 0x8000_0022 => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+            0x8000_0001 if amd => amd_features(entry, topology),
+            0x8000_0008 if amd => entry.ecx = topology.last_core() | (topology.core_bits() << 12),
             0x8000_001d => amd_caches(entry, topology),
             0x8000_001e => {
                 // Extended APIC id; core id, one thread; node 0 of one.
@@ -56,8 +62,24 @@ pub(super) fn for_vcpu(supported: &CpuId, topology: Topology, tsc_deadline_timer
         }
     }
     entries.extend(extended_topology(0xb, topology));
-    // The list is as long as what KVM gave, give or take the few entries above: it always fits.
-    CpuId::from_entries(&entries).unwrap_or_else(|_| supported.clone())
+    CpuId::from_entries(&entries).ok()
+}
+
+/// AMD's leaves are reserved on other processors, but for Hygon's, which are AMD's.
+fn is_amd(supported: &CpuId) -> bool {
+    let vendor = supported.as_slice().iter().find(|entry| entry.function == 0);
+    let start = vendor.map(|entry| entry.ebx.to_le_bytes());
+    start.is_some_and(|start| start == *b"Auth" || start == *b"Hygo")
+}
+
+/// Leaf 0x8000_0001 (AMD).
+fn amd_features(entry: &mut kvm_cpuid_entry2, topology: Topology) {
+    const CMP_LEGACY: u32 = 1;
+    const PERFORMANCE_COUNTERS: [u32; 3] = [23, 24, 28]; // of a core, of a node, of the L3 cache
+    set_bit(&mut entry.ecx, CMP_LEGACY, topology.count > 1);
+    for bit in PERFORMANCE_COUNTERS {
+        set_bit(&mut entry.ecx, bit, false);
+    }
 }
 
 /// Leaf 1: identity, and the features that depend on the machine.
@@ -134,7 +156,7 @@ mod tests {
             ..Default::default()
         };
         CpuId::from_entries(&[
-            entry(0x0, 0, 0x1f, 0, 0, 0),
+            entry(0x0, 0, 0x1f, u32::from_le_bytes(*b"Auth"), 0, 0),
             entry(0x1, 0, 0x12345, 0xaabb_ccdd, 0, 0),
             entry(0x4, 0, 0xfc00_4121, 0, 0, 0),
             entry(0x4, 3, 0xfc00_4163, 0, 0, 0),
@@ -159,7 +181,7 @@ mod tests {
     fn each_vcpu_has_an_apic_id_of_its_own_in_every_leaf_that_tells_it() {
         for count in [1, 2, 3, 8, 64] {
             for index in 0..count {
-                let cpuid = for_vcpu(&supported(), Topology { index, count }, true);
+                let cpuid = for_vcpu(&supported(), Topology { index, count }, true).unwrap();
                 let id = u32::from(index);
                 assert_eq!(leaf(&cpuid, 1, 0).ebx >> 24, id);
                 assert_eq!((leaf(&cpuid, 1, 0).ebx >> 16) & 0xff, u32::from(count));
@@ -173,7 +195,7 @@ mod tests {
 
     #[test]
     fn topology_leaves_agree_on_the_number_of_cores() {
-        let cpuid = for_vcpu(&supported(), Topology { index: 0, count: 6 }, false);
+        let cpuid = for_vcpu(&supported(), Topology { index: 0, count: 6 }, false).unwrap();
         assert_eq!(leaf(&cpuid, 0xb, 0).ebx, 1);
         assert_eq!(leaf(&cpuid, 0xb, 1).ebx, 6);
         assert_eq!(leaf(&cpuid, 0xb, 1).eax, 3);
@@ -187,7 +209,8 @@ mod tests {
     #[test]
     fn hypervisor_bit_is_set_and_the_deadline_timer_follows_the_host() {
         for on in [false, true] {
-            let features = leaf(&for_vcpu(&supported(), Topology { index: 0, count: 1 }, on), 1, 0);
+            let cpuid = for_vcpu(&supported(), Topology { index: 0, count: 1 }, on).unwrap();
+            let features = leaf(&cpuid, 1, 0);
             assert_eq!(features.ecx >> 31, 1);
             assert_eq!((features.ecx >> 24) & 1, u32::from(on));
             assert_eq!((features.edx >> 28) & 1, 0, "one vCPU has no siblings");

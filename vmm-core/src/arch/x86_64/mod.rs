@@ -62,11 +62,14 @@ impl VcpuTemplate {
     /// Sets up vCPU `index`; the first one starts at `entry`, the others wait to be started by it.
     pub(crate) fn set_up(&self, vcpu: &VcpuFd, index: u8) -> Result<(), KvmError> {
         let topology = cpuid::Topology { index, count: self.count };
-        let cpuid = cpuid::for_vcpu(&self.supported, topology, self.tsc_deadline_timer);
+        let cpuid = cpuid::for_vcpu(&self.supported, topology, self.tsc_deadline_timer)
+            .ok_or(KvmError::CpuidTooLong)?;
         vcpu.set_cpuid2(&cpuid).map_err(KvmError::ioctl("KVM_SET_CPUID2"))?;
         msr::set_up(vcpu)?;
         if self.virtual_wire {
             local_apic::set_virtual_wire(vcpu)?;
+        } else if index == 0 {
+            local_apic::mask_legacy_interrupts(vcpu)?;
         }
         Ok(())
     }
