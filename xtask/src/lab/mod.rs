@@ -20,8 +20,7 @@ use crate::cargo::{self, LAB_TARGET, Workspace};
 use crate::setup::{self, Kernel};
 
 pub(crate) use files::Shared;
-pub(crate) use programs::with_libraries;
-pub(crate) use qemu::{Ended, FIRST_DISK, Io};
+pub(crate) use qemu::{Ended, Io};
 
 /// The command ran out of time, as `timeout(1)` says it.
 const EXIT_TIMED_OUT: u8 = 124;
@@ -31,6 +30,9 @@ const EXIT_LAB_FAILED: u8 = 125;
 /// The stock kernel and its initrd inside the lab.
 pub(crate) const GUEST_KERNEL: &str = "/boot/vmlinuz";
 pub(crate) const GUEST_INITRD: &str = "/boot/initrd";
+
+/// The variable that names the disk with a Debian root.
+pub(crate) const ROOT_DISK: &str = "SPARKLER_ROOT_DISK";
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -49,6 +51,9 @@ pub(crate) struct Options {
     /// Attach a file as a disk: /dev/vdc and on; what is written to it is forgotten
     #[arg(long = "disk", value_name = "FILE")]
     disks: Vec<PathBuf>,
+    /// Attach a disk with a Debian root, named by SPARKLER_ROOT_DISK, before other disks
+    #[arg(long)]
+    root_disk: bool,
     /// Set a variable in the command's environment
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = files::parse_variable)]
     env: Vec<(String, String)>,
@@ -89,7 +94,7 @@ fn try_run(options: &Options) -> Result<Ended> {
     let shell = options.command.is_empty();
     let terminal = options.terminal || shell && std::io::stdin().is_terminal();
     let lab = Lab::prepare(if options.bare { Binary::LeaveOut } else { Binary::Build })?;
-    let run = Run {
+    let mut run = Run {
         command: if shell { vec!["sh".into()] } else { options.command.clone() },
         env: options.env.clone(),
         files: options.files.clone(),
@@ -100,6 +105,9 @@ fn try_run(options: &Options) -> Result<Ended> {
         results: options.results.clone(),
         verbose: options.verbose,
     };
+    if options.root_disk {
+        run.add_root_disk(lab.guest())?;
+    }
     let io = if terminal { Io::Terminal } else { Io::Inherit };
     Ok(lab.run(&run, io)?.ended)
 }
@@ -192,6 +200,14 @@ impl Run {
             results: None,
             verbose: false,
         }
+    }
+
+    /// Attaches the disk with a Debian root, and takes along what checks its file system.
+    pub(crate) fn add_root_disk(&mut self, guest: &Guest) -> Result<()> {
+        self.disks.insert(0, guest.root_disk()?);
+        self.env.push((ROOT_DISK.to_owned(), qemu::FIRST_DISK.to_owned()));
+        self.files.extend(programs::with_libraries(&["e2fsck"])?);
+        Ok(())
     }
 }
 

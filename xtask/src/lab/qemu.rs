@@ -20,7 +20,7 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// From the command's end until QEMU has ended.
 const POWER_OFF_LIMIT: Duration = Duration::from_secs(20);
 /// The first of a run's own disks, behind the lab's root and the archive with the files.
-pub(crate) const FIRST_DISK: &str = "/dev/vdc";
+pub(super) const FIRST_DISK: &str = "/dev/vdc";
 /// How much of the kernel's console is kept for an error message.
 const CONSOLE_TAIL: usize = 4096;
 

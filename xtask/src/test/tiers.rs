@@ -10,7 +10,7 @@ use super::harness::{Harness, Need, Programs};
 use crate::cargo::{self, LAB_TARGET, Workspace};
 use crate::host::Kvm;
 use crate::lab::{
-    self, Binary, Ended, FIRST_DISK, GUEST_INITRD, GUEST_KERNEL, Guest, Io, Lab, Run, Shared,
+    Binary, Ended, GUEST_INITRD, GUEST_KERNEL, Guest, Io, Lab, ROOT_DISK, Run, Shared,
 };
 use crate::report::{Counts, Report};
 use crate::{demo, setup, step};
@@ -18,8 +18,6 @@ use crate::{demo, setup, step};
 /// For one test program: the slowest takes about a minute in the lab.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// The variable that names the disk with a Debian root.
-const ROOT_DISK: &str = "SPARKLER_ROOT_DISK";
 /// The variable that says for how long data on disks is verified.
 const VERIFY_SECONDS: &str = "SPARKLER_VERIFY_SECONDS";
 
@@ -108,11 +106,11 @@ pub(super) fn t2(report: &mut Report, kvm_in_lab: bool) -> Result<()> {
         let files = own.chain([&harness.built]).map(|built| &built.executable);
         run.files = files.map(|file| Shared { host: file.clone(), guest: file.clone() }).collect();
         if harness.need() == Need::DebianRoot {
-            let Some(disk) = root_disk(report, lab.guest(), &title, harness)? else { continue };
-            run.disks.push(disk);
-            run.env.push((ROOT_DISK.to_owned(), FIRST_DISK.to_owned()));
+            if root_disk(report, lab.guest(), &title, harness)?.is_none() {
+                continue;
+            }
+            run.add_root_disk(lab.guest())?;
             run.env.extend(std::env::var(VERIFY_SECONDS).map(|it| (VERIFY_SECONDS.to_owned(), it)));
-            run.files.extend(lab::with_libraries(&["e2fsck"])?);
         }
         run_in_lab(report, &lab, &title, &run, |ended, output| {
             Counts::of_output(output, ended == Some(Ended::Exit(0)))
