@@ -85,6 +85,66 @@ impl Transports {
 
     /// Ends every device and joins its thread. For when no vCPU runs any more.
     pub(crate) fn stop(&self) {
+        // All at the same time: each may have requests in flight to wait for.
+        self.0.iter().for_each(|transport| transport.begin_stop());
         self.0.iter().for_each(|transport| transport.stop());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
+
+    use sparkler_devices::BusDevice;
+    use sparkler_devices::virtio::{DeviceError, Session};
+    use vm_memory::GuestAddress;
+
+    use super::*;
+
+    /// Two of them end only when both were told to.
+    struct Twin {
+        tell: Sender<()>,
+        told: Receiver<()>,
+        ended: Sender<bool>,
+    }
+
+    impl VirtioDevice for Twin {
+        fn device_type(&self) -> u32 {
+            42
+        }
+
+        fn queue_sizes(&self) -> &[u16] {
+            &[]
+        }
+
+        fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+            while session.wait(&[], None)? {}
+            let _ = self.tell.send(());
+            let _ = self.ended.send(self.told.recv_timeout(Duration::from_secs(10)).is_ok());
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn devices_are_told_to_stop_before_any_is_waited_for() {
+        let ((tell_b, told_b), (tell_a, told_a)) = (channel(), channel());
+        let (ended, both_ended) = channel();
+        let a = Twin { tell: tell_b, told: told_a, ended: ended.clone() };
+        let b = Twin { tell: tell_a, told: told_b, ended };
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
+        let slots = place(vec![Box::new(a), Box::new(b)], &memory).unwrap();
+        let transports = Transports::insert(slots, &mut Bus::new()).unwrap();
+        // Status, features (only VERSION_1), status (virtio 1.2, 3.1.1 and 4.2.2).
+        for (register, value) in
+            [(0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x70, 15u32)]
+        {
+            for transport in &transports.0 {
+                transport.write(register, &value.to_le_bytes());
+            }
+        }
+        transports.stop();
+        let ended = || both_ended.try_recv(); // Their threads have been joined.
+        assert_eq!([ended(), ended()], [Ok(true), Ok(true)]);
     }
 }
