@@ -1,6 +1,7 @@
 //! What a run takes into the lab and brings out of it, as tar archives.
 
 use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -62,8 +63,10 @@ pub(super) fn pack(lab: &Lab, run: &Run, io: Io, scratch: &Path) -> Result<PathB
     if let Some(sparkler) = &lab.guest.sparkler {
         place(&stage, sparkler, Path::new("/usr/local/bin/sparkler"))?;
     }
-    for file in &run.files {
-        place(&stage, &file.host, &file.guest)?;
+    // Programs that are taken along have libraries in common.
+    let files: BTreeMap<_, _> = run.files.iter().map(|file| (&file.guest, &file.host)).collect();
+    for (guest, host) in files {
+        place(&stage, host, guest)?;
     }
     let archive = scratch.join("files.tar");
     let mut pack = Command::new("tar");
