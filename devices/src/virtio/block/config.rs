@@ -64,9 +64,7 @@ impl ConfigSpace for Config {
 
     /// Only `writeback` can be written, by itself. It has an effect if `CONFIG_WCE` was negotiated.
     fn write(&self, offset: u64, data: &[u8]) {
-        if usize::try_from(offset) == Ok(WRITEBACK)
-            && let &[writeback @ (0 | 1)] = data
-        {
+        if let (Ok(WRITEBACK), &[writeback @ (0 | 1)]) = (usize::try_from(offset), data) {
             self.state.set_writeback(writeback == 1);
         }
     }

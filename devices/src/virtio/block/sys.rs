@@ -123,13 +123,13 @@ pub(super) fn set_flags(file: &File, flags: libc::c_int) -> io::Result<()> {
 /// Whether `file` is in a tmpfs, as memfds are too.
 pub(super) fn is_tmpfs(file: &File) -> bool {
     /// `TMPFS_MAGIC`; the type of libc's constant and that of the field depend on the C library.
-    const TMPFS: u64 = 0x0102_1994;
+    const TMPFS: i128 = 0x0102_1994;
     let mut status = MaybeUninit::<libc::statfs>::zeroed();
     // SAFETY: the kernel writes a `struct statfs` to `status`.
     let result = unsafe { libc::fstatfs(file.as_raw_fd(), status.as_mut_ptr()) };
     // SAFETY: all of it is integers, zero at first and then perhaps written by the kernel.
     let status = unsafe { status.assume_init() };
-    result == 0 && u64::try_from(status.f_type) == Ok(TMPFS)
+    result == 0 && i128::from(status.f_type) == TMPFS
 }
 
 /// What direct I/O on `file` asks of memory addresses and of offsets and lengths, in bytes, if the
