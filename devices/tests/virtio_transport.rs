@@ -3,20 +3,22 @@
 
 mod virtio_common;
 
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use sparkler_devices::BusDevice;
 use sparkler_devices::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1};
-use sparkler_devices::virtio::mock::{HOLE, MockDriver, MockInterrupt};
+use sparkler_devices::virtio::mock::{HOLE, MockDriver, MockInterrupt, PATIENCE};
 use sparkler_devices::virtio::status::{
     ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK,
 };
 use sparkler_devices::virtio::{
-    ConfigBytes, DeviceError, MmioTransport, QueueSizeError, Session, VirtioDevice, Waker,
+    ConfigBytes, DeviceError, MmioTransport, Queue, QueueSizeError, Session, VirtioDevice, Waker,
 };
+use sparkler_devices::{BusDevice, Interrupt};
 use virtio_bindings::bindings::virtio_mmio as reg;
 use virtio_common::{LARGE, SIZE, TestDevice, assert_stops, assert_works_after_reset};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
@@ -603,4 +605,83 @@ fn a_device_is_woken_by_its_own_descriptors_by_its_waker_and_by_time() {
     let driver = listening(Some(Duration::from_millis(1)));
     raised(&driver, 5);
     assert_stops(&driver);
+}
+
+#[test]
+fn a_waker_keeps_nothing_of_the_device_open() {
+    /// Lives as long as the transport holds it.
+    struct Line {
+        _held: Arc<()>,
+    }
+    impl Interrupt for Line {
+        fn trigger(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let (held, waker) = (Arc::new(()), Arc::new(Mutex::new(None)));
+    let event = EventFd::new(EFD_NONBLOCK).unwrap();
+    let device = Listening { event, timeout: None, waker: waker.clone() };
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+    let line = Box::new(Line { _held: held.clone() });
+    let transport = MmioTransport::new(Box::new(device), memory, line).unwrap();
+    for (register, value) in [
+        (reg::VIRTIO_MMIO_STATUS, ACKNOWLEDGE),
+        (reg::VIRTIO_MMIO_STATUS, KNOWN),
+        (reg::VIRTIO_MMIO_DRIVER_FEATURES_SEL, 1),
+        (reg::VIRTIO_MMIO_DRIVER_FEATURES, 1),
+        (reg::VIRTIO_MMIO_STATUS, AGREED),
+        (reg::VIRTIO_MMIO_STATUS, LIVE),
+    ] {
+        transport.write(register.into(), &value.to_le_bytes());
+    }
+    let begin = Instant::now();
+    let waker = loop {
+        if let Some(waker) = waker.lock().unwrap().take() {
+            break waker;
+        }
+        assert!(begin.elapsed() < PATIENCE, "the device does not start");
+        std::thread::yield_now();
+    };
+    assert_eq!(Arc::strong_count(&held), 2);
+    drop(transport);
+    assert_eq!(Arc::strong_count(&held), 1, "the waker keeps the interrupt");
+    waker.wake();
+}
+
+/// Gives its queues away, to a thread of its own for example, and waits.
+struct Giving(Sender<Vec<Queue>>);
+
+impl VirtioDevice for Giving {
+    fn device_type(&self) -> u32 {
+        42
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        &[SIZE]
+    }
+    fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        self.0.send(session.take_queues()).unwrap();
+        while session.wait(&[], None)? {}
+        Ok(())
+    }
+}
+
+#[test]
+fn a_queue_of_an_earlier_session_stays_dead() {
+    let (give, given) = channel();
+    let mut driver = MockDriver::new(Box::new(Giving(give)));
+    let take = || given.recv_timeout(PATIENCE).unwrap().remove(0);
+    driver.start();
+    let mut old = take();
+    driver.submit(0, &[b"first"], &[]);
+    assert!(old.pop().unwrap().is_some());
+    driver.reset();
+    driver.start();
+    let mut new = take();
+    let head = driver.submit(0, &[b"second"], &[]);
+    driver.submit(0, &[b"third"], &[]);
+    assert!(old.pop().unwrap().is_none(), "taken by a session that is over");
+    assert!(!old.enable_notifications().unwrap());
+    let chain = new.pop().unwrap().unwrap();
+    new.push(chain, 0).unwrap();
+    assert_eq!(driver.poll(0), Some((head, vec![])));
 }

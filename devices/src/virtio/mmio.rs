@@ -11,7 +11,7 @@ use super::features::Features;
 use super::queue::QueueError;
 use super::session::Session;
 use super::setup::QueueSetup;
-use super::shared::Shared;
+use super::shared::{Shared, Stopping};
 use super::status::{self, DEVICE_NEEDS_RESET, DRIVER_OK, FAILED, FEATURES_OK, Step};
 use super::worker::Worker;
 use super::{ConfigSpace, VirtioDevice};
@@ -43,7 +43,7 @@ const NO_SHARED_MEMORY: u32 = u32::MAX;
 /// | says `FAILED` | stops the device, until reset |
 /// | breaks the rules of a ring | `DEVICE_NEEDS_RESET`, and stops |
 /// | notifies before `DRIVER_OK` | looks at its queues at `DRIVER_OK` |
-/// | accesses a register not with 4 aligned bytes | reads as zero, ignores the write |
+/// | accesses a register not with 4 aligned bytes | reads as zero, ignores the write (to `QueueNotify` it may notify: KVM's ioeventfd takes any width) |
 /// | accesses a register that does not exist, or in the wrong direction | reads as zero, ignores the write |
 ///
 /// A reset (0 to the status) works at any time; it waits until the device has let go of its requests.
@@ -106,6 +106,7 @@ impl MmioTransport {
                 queue_select: 0,
                 queues,
                 worker: Worker::new(device),
+                stopping: Stopping::default(),
                 stopped: false,
             }),
         })
@@ -122,9 +123,15 @@ impl MmioTransport {
     /// Ends the device for good: its requests are completed or cancelled, its thread is gone. Also
     /// done on drop. Later calls do nothing.
     pub fn stop(&self) {
+        self.begin_stop();
+        self.lock().worker.join();
+    }
+
+    /// Begins what [`stop`](Self::stop) waits for, so that several devices can end at the same time.
+    pub fn begin_stop(&self) {
         let mut state = self.lock();
         state.stopped = true;
-        self.end_session(&mut state);
+        self.begin_end(&state);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -133,9 +140,14 @@ impl MmioTransport {
 
     /// Stops the device's thread, if there is one, and waits for it.
     fn end_session(&self, state: &mut State) {
-        self.shared.set_stopping(true);
-        self.shared.wake();
+        self.begin_end(state);
         state.worker.join();
+    }
+
+    /// Tells the device's thread to end.
+    fn begin_end(&self, state: &State) {
+        state.stopping.set();
+        self.shared.wake();
     }
 
     fn read_register(&self, offset: u32) -> u32 {
@@ -195,14 +207,16 @@ impl MmioTransport {
         if state.stopped {
             return;
         }
+        let stopping = Stopping::default();
+        state.stopping = stopping.clone();
         let features = state.features.negotiated().unwrap_or(0);
         let ready = state.queues.iter().filter(|queue| queue.ready);
-        let queues = ready.map(|queue| queue.activate(&self.memory, features, &self.shared));
+        let (memory, shared) = (&self.memory, &self.shared);
+        let queues = ready.map(|queue| queue.activate(memory, features, shared, &stopping));
         let started = match queues.collect::<Result<Vec<_>, QueueError>>() {
             Ok(queues) => {
                 let session =
-                    Session::new(features, queues, self.memory.clone(), self.shared.clone());
-                self.shared.set_stopping(false);
+                    Session::new(features, queues, memory.clone(), shared.clone(), stopping);
                 state.worker.start(session, &self.shared).map_err(Into::into)
             }
             Err(error) => Err(error.into()),
@@ -282,6 +296,8 @@ struct State {
     queue_select: u32,
     queues: Vec<QueueSetup>,
     worker: Worker,
+    /// Of the session, or of the last one.
+    stopping: Stopping,
     /// By the machine, for good.
     stopped: bool,
 }

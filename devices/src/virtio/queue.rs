@@ -8,14 +8,14 @@ use virtio_queue::{QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 
 use super::chain::{Chain, Segment};
-use super::shared::Shared;
+use super::shared::{Shared, Stopping};
 use super::walk::{ChainError, Layout, Limits, Table};
 
 /// A split virtqueue that is ready and was checked (virtio 1.2, 2.7).
 ///
 /// It exists between `DRIVER_OK` and reset only, so an unready ring cannot be touched. An error on it
 /// is the guest's fault and final: all later calls of [`pop`](Self::pop) fail too, until the reset.
-/// While the session is being stopped, it seems empty, so a loop over it ends.
+/// From the moment that the session is to end, it seems empty, so a loop over it ends.
 ///
 /// ```no_run
 /// # use sparkler_devices::virtio::{Queue, QueueError};
@@ -49,6 +49,7 @@ pub struct Queue {
     pub(super) unannounced: bool,
     pub(super) broken: bool,
     pub(super) shared: Arc<Shared>,
+    pub(super) stopping: Stopping,
 }
 
 /// Allocations larger than this are not kept for the next chain.
@@ -187,7 +188,7 @@ impl Queue {
         if self.broken {
             return Err(QueueError::Broken { queue: self.index });
         }
-        if self.shared.is_stopping() {
+        if self.stopping.get() {
             return Ok(None);
         }
         self.pop_checked().inspect_err(|_| self.broken = true)
@@ -234,7 +235,7 @@ impl Queue {
     pub fn enable_notifications(&mut self) -> Result<bool, QueueError> {
         let more = self.ring.enable_notification(&*self.memory);
         let more = more.map_err(|error| self.ring_error(error))?;
-        Ok(more && !self.shared.is_stopping())
+        Ok(more && !self.stopping.get())
     }
 
     /// Tells the driver that it need not notify. Only a hint: it may do so all the same.

@@ -1,12 +1,12 @@
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use vm_memory::GuestMemoryMmap;
 
 use super::queue::{Queue, QueueError};
-use super::shared::Shared;
+use super::shared::{Shared, Stopping};
 use crate::sys::{self, Poller};
 
 /// One period of a device's life, from `DRIVER_OK` to reset: what the driver negotiated, its queues,
@@ -17,6 +17,7 @@ pub struct Session {
     queues: Vec<Queue>,
     memory: Arc<GuestMemoryMmap>,
     shared: Arc<Shared>,
+    stopping: Stopping,
     poller: Poller,
 }
 
@@ -26,8 +27,9 @@ impl Session {
         queues: Vec<Queue>,
         memory: Arc<GuestMemoryMmap>,
         shared: Arc<Shared>,
+        stopping: Stopping,
     ) -> Self {
-        Self { features, queues, memory, shared, poller: Poller::default() }
+        Self { features, queues, memory, shared, stopping, poller: Poller::default() }
     }
 
     /// The features in force: offered by the device (or the transport) and accepted by the driver.
@@ -92,24 +94,26 @@ impl Session {
     /// Wakes [`wait`](Self::wait) from any thread, in this session and later ones.
     #[must_use]
     pub fn waker(&self) -> Waker {
-        Waker(self.shared.clone())
+        Waker(Arc::downgrade(&self.shared))
     }
 
     /// Whether to return from [`run`](super::VirtioDevice::run) now. Cheap, for long work.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
-        self.shared.is_stopping()
+        self.stopping.get()
     }
 }
 
 /// Wakes the thread of a device, see [`Session::waker`]. Between sessions, a wake is kept for the next,
-/// unless the driver resets the device.
+/// unless the driver resets the device. It keeps nothing of the device open.
 #[derive(Debug, Clone)]
-pub struct Waker(Arc<Shared>);
+pub struct Waker(Weak<Shared>);
 
 impl Waker {
-    /// Makes [`Session::wait`] return.
+    /// Makes [`Session::wait`] return. Without effect once the device is gone.
     pub fn wake(&self) {
-        self.0.wake();
+        if let Some(shared) = self.0.upgrade() {
+            shared.wake();
+        }
     }
 }

@@ -8,7 +8,7 @@ use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, Gues
 
 use super::features::{RING_EVENT_IDX, RING_INDIRECT_DESC, halves, join};
 use super::queue::{Queue, QueueError};
-use super::shared::Shared;
+use super::shared::{Shared, Stopping};
 use super::walk::Limits;
 
 /// The registers of one queue, as the driver wrote them: anything.
@@ -53,6 +53,7 @@ impl QueueSetup {
         memory: &Arc<GuestMemoryMmap>,
         features: u64,
         shared: &Arc<Shared>,
+        stopping: &Stopping,
     ) -> Result<Queue, QueueError> {
         let queue = self.index;
         let mut ring = virtio_queue::Queue::new(self.max)
@@ -81,6 +82,7 @@ impl QueueSetup {
             unannounced: false,
             broken: false,
             shared: shared.clone(),
+            stopping: stopping.clone(),
         })
     }
 

@@ -1,5 +1,6 @@
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
@@ -15,7 +16,6 @@ pub(super) struct Shared {
     interrupt_status: AtomicU32,
     needs_reset: AtomicBool,
     config_generation: AtomicU32,
-    stopping: AtomicBool,
 }
 
 impl Shared {
@@ -26,7 +26,6 @@ impl Shared {
             interrupt_status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
             config_generation: AtomicU32::new(0),
-            stopping: AtomicBool::new(false),
         })
     }
 
@@ -38,14 +37,6 @@ impl Shared {
     /// Forgets pending notifications.
     pub(super) fn drain(&self) {
         let _ = self.notify.read(); // Fails if there are none.
-    }
-
-    pub(super) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Acquire)
-    }
-
-    pub(super) fn set_stopping(&self, stopping: bool) {
-        self.stopping.store(stopping, Ordering::Release);
     }
 
     /// The device has used buffers (virtio 1.2, 4.2.2, `InterruptStatus` bit 0).
@@ -98,12 +89,26 @@ impl Shared {
     }
 }
 
+/// Whether a session is to end. Each has its own, and it is never taken back: what somebody keeps of an
+/// earlier session does not come alive with the next.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Stopping(Arc<AtomicBool>);
+
+impl Stopping {
+    pub(super) fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Shared")
             .field("interrupt_status", &self.interrupt_status)
             .field("needs_reset", &self.needs_reset)
-            .field("stopping", &self.stopping)
             .finish_non_exhaustive()
     }
 }

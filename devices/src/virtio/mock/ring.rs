@@ -9,7 +9,7 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryMmap};
 use super::MockInterrupt;
 use crate::virtio::features::RING_EVENT_IDX;
 use crate::virtio::setup::QueueSetup;
-use crate::virtio::shared::Shared;
+use crate::virtio::shared::{Shared, Stopping};
 use crate::virtio::{Queue, QueueError};
 
 /// The driver's half of a split virtqueue (virtio 1.2, 2.7): three areas of guest memory, which it can
@@ -99,12 +99,13 @@ impl MockRing {
     /// # Errors
     /// What is wrong with the ring.
     pub fn activate(&self, features: u64, interrupt: &MockInterrupt) -> Result<Queue, QueueError> {
-        let shared = Shared::new(Box::new(interrupt.clone())).unwrap();
+        let shared = Arc::new(Shared::new(Box::new(interrupt.clone())).unwrap());
         let mut setup = QueueSetup::new(0, self.size);
         setup.descriptors = self.descriptors().0;
         setup.driver = self.available().0;
         setup.device = self.used().0;
-        setup.activate(&Arc::new(self.memory.clone()), features, &Arc::new(shared))
+        let memory = Arc::new(self.memory.clone());
+        setup.activate(&memory, features, &shared, &Stopping::default())
     }
 
     /// Writes a descriptor.
