@@ -324,5 +324,4 @@ fn the_rate_limit_holds_requests_back_and_a_reset_does_not_wait_for_it() {
     let start = Instant::now();
     guest.restart();
     assert!(start.elapsed() < Duration::from_secs(60), "it would be 512 seconds");
-    assert_eq!(guest.read(0, 512).status, OK, "a new session begins with full buckets");
 }

@@ -45,6 +45,7 @@ mod worker;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -66,6 +67,7 @@ pub use stats::DiskStats;
 use super::{ConfigSpace, DeviceError, Session, VirtioDevice};
 use config::Config;
 use disk::Source;
+use rate_limit::Limiter;
 use requests::{Requests, Settings};
 
 /// Requests that each queue can hold.
@@ -77,6 +79,8 @@ const MAX_SEGMENTS: u32 = 254;
 pub struct Block {
     disk: Disk,
     queue_sizes: Vec<u16>,
+    /// It outlives sessions: a reset forgives no debt.
+    limiter: Option<Limiter>,
 }
 
 impl Block {
@@ -84,23 +88,25 @@ impl Block {
     #[must_use]
     pub fn new(disk: Disk) -> Self {
         let queue_sizes = vec![QUEUE_SIZE; disk.queues.into()];
-        Self { disk, queue_sizes }
+        let limiter = Limiter::new(disk.rate_limit, Instant::now());
+        Self { disk, queue_sizes, limiter }
     }
+}
 
+impl Disk {
     fn requests(&mut self, features: u64, limit: u16) -> io::Result<Requests<'_>> {
-        let disk = &mut self.disk;
-        let engine = match &mut disk.source {
+        let engine = match &mut self.source {
             // One tag is for syncs.
             Source::File { file, kind } => choice::engine(*kind, file, limit.saturating_add(1))?,
             Source::Own(make) => make()?,
         };
         let settings = Settings {
-            read_only: !disk.writable,
+            read_only: !self.writable,
             discard: has(features, VIRTIO_BLK_F_DISCARD),
             write_zeroes: has(features, VIRTIO_BLK_F_WRITE_ZEROES),
-            serial: disk.serial,
+            serial: self.serial,
         };
-        Ok(Requests::new(engine, limit, settings, &disk.state))
+        Ok(Requests::new(engine, limit, settings, &self.state))
     }
 }
 

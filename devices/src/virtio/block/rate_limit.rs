@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 /// Each of the two rates is a token bucket. It fills at its rate up to what [`burst`](Self::burst)
 /// amounts to at that rate, and starts full. A request starts as soon as neither bucket is empty,
 /// whatever its own size; what it takes beyond that is paid back before the next one starts. So no
-/// request is too large for a limit, and the rate holds over time. Every request counts as one
-/// operation; the bytes are those that a read or write moves.
+/// request is too large for a limit, and the rate holds over time, also over resets by the driver.
+/// Every request counts as one operation, but discards and zeroes as one for every 32 MiB; the bytes
+/// are those that a read or write moves, and those that become zero.
 ///
 /// ```
 /// use sparkler_devices::virtio::block::RateLimit;
@@ -51,7 +52,14 @@ impl Default for RateLimit {
     }
 }
 
-/// The buckets of one disk at work.
+/// What a request takes from the buckets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cost {
+    pub(super) operations: u64,
+    pub(super) bytes: u64,
+}
+
+/// The buckets of one disk.
 #[derive(Debug)]
 pub(super) struct Limiter {
     operations: Option<Bucket>,
@@ -66,21 +74,21 @@ impl Limiter {
         (operations.is_some() || bytes.is_some()).then_some(Self { operations, bytes })
     }
 
-    /// Takes one operation of so many bytes, or says how long to wait before asking again.
-    pub(super) fn take(&mut self, bytes: u64, now: Instant) -> Result<(), Duration> {
+    /// How long to wait before a request may start.
+    pub(super) fn wait(&self, now: Instant) -> Duration {
         let wait =
             |bucket: &Option<Bucket>| bucket.as_ref().map_or(Duration::ZERO, |b| b.wait(now));
-        let wait = wait(&self.operations).max(wait(&self.bytes));
-        if wait > Duration::ZERO {
-            return Err(wait);
-        }
+        wait(&self.operations).max(wait(&self.bytes))
+    }
+
+    /// A request has started.
+    pub(super) fn charge(&mut self, cost: Cost, now: Instant) {
         if let Some(bucket) = &mut self.operations {
-            bucket.take(1, now);
+            bucket.take(cost.operations, now);
         }
         if let Some(bucket) = &mut self.bytes {
-            bucket.take(bytes, now);
+            bucket.take(cost.bytes, now);
         }
-        Ok(())
     }
 }
 
@@ -121,6 +129,17 @@ impl Bucket {
 mod tests {
     use super::*;
 
+    /// Starts a request of so many bytes, or says how long to wait.
+    fn take(limiter: &mut Limiter, bytes: u64, now: Instant) -> Result<(), Duration> {
+        match limiter.wait(now) {
+            Duration::ZERO => {
+                limiter.charge(Cost { operations: 1, bytes }, now);
+                Ok(())
+            }
+            wait => Err(wait),
+        }
+    }
+
     /// A driver that always has a request of `bytes` ready, for `run`; how many start, and when the
     /// last one did. The clock is the test's own.
     fn run(limit: RateLimit, bytes: u64, run: Duration) -> (u64, Duration) {
@@ -128,7 +147,7 @@ mod tests {
         let mut limiter = Limiter::new(limit, start).unwrap();
         let (mut now, mut started, mut last) = (start, 0, Duration::ZERO);
         while now < start + run {
-            match limiter.take(bytes, now) {
+            match take(&mut limiter, bytes, now) {
                 Ok(()) => (started, last) = (started + 1, now - start),
                 Err(wait) => {
                     assert!(wait > Duration::ZERO);
@@ -175,7 +194,7 @@ mod tests {
         let start = Instant::now();
         let limit = RateLimit::new().iops(10).burst(Duration::from_secs(1));
         let mut limiter = Limiter::new(limit, start).unwrap();
-        let mut drain = |now| std::iter::from_fn(|| limiter.take(0, now).ok()).count();
+        let mut drain = |now| std::iter::from_fn(|| take(&mut limiter, 0, now).ok()).count();
         assert_eq!(drain(start), 10);
         assert_eq!(drain(start), 0);
         assert_eq!(drain(start + Duration::from_secs(3600)), 10);
@@ -188,6 +207,6 @@ mod tests {
         assert!(Limiter::new(RateLimit::new(), start).is_none());
         let slow = RateLimit::new().bytes_per_second(1).burst(Duration::MAX);
         let mut slow = Limiter::new(slow, start).unwrap();
-        assert!((0..1000).all(|_| slow.take(u64::MAX, start).is_ok()));
+        assert!((0..1000).all(|_| take(&mut slow, u64::MAX, start).is_ok()));
     }
 }

@@ -10,6 +10,7 @@ use thiserror::Error;
 use super::super::{AccessError, Chain, DeviceError};
 use super::disk::SERIAL_LEN;
 use super::engine::{Completion, Data, Engine, Operation};
+use super::rate_limit::Cost;
 use super::request::{Extent, HEADER_LEN, RANGE_LEN, Range, Request, Rules, SECTOR, Status};
 use super::state::{State, capacity};
 use super::stats::count;
@@ -90,6 +91,20 @@ impl Work {
     fn is_write(&self) -> bool {
         matches!(self, Self::Write(_))
     }
+
+    fn cost(&self) -> Cost {
+        match self {
+            Self::Read(Move { len, .. }) | Self::Write(Move { len, .. }) => {
+                Cost { operations: 1, bytes: u64::try_from(*len).unwrap_or(u64::MAX) }
+            }
+            Self::Flush => Cost { operations: 1, bytes: 0 },
+            Self::Discard(ranges) => Cost { operations: pieces(ranges), bytes: 0 },
+            Self::WriteZeroes(ranges) => {
+                let lens = ranges.iter().map(|range| range.extent.len);
+                Cost { operations: pieces(ranges), bytes: lens.fold(0, u64::saturating_add) }
+            }
+        }
+    }
 }
 
 /// How far a read or write is.
@@ -122,10 +137,12 @@ impl<'a> Requests<'a> {
     }
 
     /// Begins the request in `chain`; it comes back from [`next_done`](Self::next_done).
+    /// Returns what it counts for a rate limit.
     ///
     /// # Errors
     /// The driver must reset the device: the request has no room for its status.
-    pub(super) fn start(&mut self, chain: Chain, write_through: bool) -> Result<(), DeviceError> {
+    pub(super) fn start(&mut self, chain: Chain, write_through: bool) -> Result<Cost, DeviceError> {
+        const SMALL: Cost = Cost { operations: 1, bytes: 0 };
         if chain.writable_len() == 0 {
             return Err(DeviceError::Driver(Box::new(NoStatus)));
         }
@@ -134,17 +151,20 @@ impl<'a> Requests<'a> {
             Ok(None) => {
                 let written = room(&chain).min(SERIAL_LEN);
                 chain.write_at(0, self.settings.serial.get(..written).unwrap_or_default())?;
-                return self.end(chain, written, Status::Ok);
+                return self.end(chain, written, Status::Ok).map(|()| SMALL);
             }
-            Err(Refusal::Status(status)) => return self.end(chain, 0, status),
+            Err(Refusal::Status(status)) => return self.end(chain, 0, status).map(|()| SMALL),
             Err(Refusal::Access(error)) => return Err(error.into()),
         };
         let Some(tag) = self.free.pop() else {
-            return self.end(chain, 0, Status::IoError); // Never, as `has_room` was asked.
+            // Never, as `has_room` was asked.
+            return self.end(chain, 0, Status::IoError).map(|()| SMALL);
         };
+        let cost = work.cost();
         let task = Task { chain, work, write_through };
         self.moving = self.moving.saturating_add(task.weight());
-        self.continue_with(tag, task)
+        self.continue_with(tag, task)?;
+        Ok(cost)
     }
 
     /// Starts all that was begun.
@@ -442,6 +462,12 @@ fn ranges(
         }
     }
     Ok(ranges)
+}
+
+/// How many operations `ranges` are; at least one.
+fn pieces(ranges: &[Range]) -> u64 {
+    let pieces = ranges.iter().map(|range| range.extent.len.div_ceil(MAX_RANGE));
+    pieces.fold(0, u64::saturating_add).max(1)
 }
 
 /// Why a request does not begin.

@@ -1,12 +1,11 @@
 //! The life of a disk between `DRIVER_OK` and reset: queues on one side, an engine on the other.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
 
 use super::super::{Chain, DeviceError, Queue, Session};
 use super::rate_limit::Limiter;
-use super::request::HEADER_LEN;
 use super::requests::{Done, Requests};
 use super::state::State;
 use super::stats::count;
@@ -27,9 +26,9 @@ pub(super) fn run(block: &mut Block, session: &mut Session) -> Result<(), Device
     if matches!(cache, Cache::Choice { flushes: false }) {
         state.set_writeback(false);
     }
-    let limiter = Limiter::new(block.disk.rate_limit, Instant::now());
+    let Block { disk, limiter, .. } = block;
     let slots = queues.iter().fold(0u16, |sum, queue| sum.saturating_add(queue.size()));
-    let requests = block.requests(features, slots.min(MAX_IN_FLIGHT))?;
+    let requests = disk.requests(features, slots.min(MAX_IN_FLIGHT))?;
     let (turn, pushed, parked, state) = (0, 0, None, &*state);
     let mut worker =
         Worker { session, queues, turn, pushed, requests, limiter, parked, cache, state };
@@ -82,7 +81,7 @@ struct Worker<'a> {
     /// The queues that were given something back which the driver was not told of, as a mask.
     pushed: u16,
     requests: Requests<'a>,
-    limiter: Option<Limiter>,
+    limiter: &'a mut Option<Limiter>,
     parked: Option<Parked>,
     cache: Cache,
     state: &'a State,
@@ -163,16 +162,21 @@ impl Worker<'_> {
                 None => return Ok(false),
             },
         };
-        if let Some(limiter) = &mut self.limiter {
-            let now = Instant::now();
-            if let Err(wait) = limiter.take(data_len(&chain), now) {
-                count(&self.state.counters.throttled, u64::from(new));
-                let until = now.checked_add(wait).unwrap_or(now);
-                self.parked = Some(Parked { chain, until });
-                return Ok(false);
-            }
+        let write_through = self.cache.write_through(self.state);
+        let Some(limiter) = self.limiter else {
+            self.requests.start(chain, write_through)?;
+            return Ok(true);
+        };
+        let now = Instant::now();
+        let wait = limiter.wait(now);
+        if wait > Duration::ZERO {
+            count(&self.state.counters.throttled, u64::from(new));
+            let until = now.checked_add(wait).unwrap_or(now);
+            self.parked = Some(Parked { chain, until });
+            return Ok(false);
         }
-        self.requests.start(chain, self.cache.write_through(self.state))?;
+        // By what was begun: the driver could still change what the chain holds.
+        limiter.charge(self.requests.start(chain, write_through)?, now);
         Ok(true)
     }
 
@@ -219,11 +223,4 @@ impl Worker<'_> {
 /// The bit of a queue; there are at most 16.
 fn mask(queue: u16) -> u16 {
     1u16.checked_shl(queue.into()).unwrap_or(0)
-}
-
-/// What a request counts for the limit of bytes: its data, not its header and status.
-fn data_len(chain: &Chain) -> u64 {
-    let output = chain.readable_len().saturating_sub(HEADER_LEN);
-    let input = chain.writable_len().saturating_sub(1);
-    u64::try_from(output.saturating_add(input)).unwrap_or(u64::MAX)
 }
