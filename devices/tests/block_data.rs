@@ -1,5 +1,5 @@
 //! What a guest wrote is what it reads: random requests at random depths against a model in memory,
-//! over every engine.
+//! over every engine. `SPARKLER_DATA_REQUESTS` says how many, for longer runs.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 // A failed unwrap is a failed test.
 #![allow(clippy::cast_possible_truncation)] // Of numbers that the test itself chose.
@@ -13,8 +13,12 @@ use sparkler_devices::virtio::block::{Disk, EngineKind};
 use sparkler_devices::virtio::features::{RING_EVENT_IDX, RING_INDIRECT_DESC};
 
 const SECTORS: u64 = 8192;
-/// Requests to a disk in each test; 200,000 in all of this file.
-const REQUESTS: usize = 40_000;
+/// Requests to a disk in each test, unless more are asked for.
+const REQUESTS: usize = 5_000;
+
+fn requests() -> usize {
+    std::env::var("SPARKLER_DATA_REQUESTS").map_or(REQUESTS, |number| number.parse().unwrap())
+}
 
 /// What the disk should hold, and which sectors a request in flight concerns. Such sectors are left to
 /// it, as what another request would read or write there is not defined.
@@ -133,10 +137,10 @@ fn run(image: &Image, disk: Disk, queues: u16, depth: usize, features: u64, seed
     let size = SECTORS as usize;
     let mut model = Model { bytes: vec![0; size * 512], busy: vec![false; size] };
     let mut expected = HashMap::new();
-    let mut ended = 0;
-    while ended < REQUESTS || !expected.is_empty() {
+    let (mut ended, requests) = (0, requests());
+    while ended < requests || !expected.is_empty() {
         let target = 1 + random.below(depth as u64) as usize;
-        while ended < REQUESTS && expected.len() < target {
+        while ended < requests && expected.len() < target {
             let queue = random.below(queues.into()) as u16;
             let Some((head, request)) = offer(&mut guest, &mut model, &mut random, queue) else {
                 break;
