@@ -59,7 +59,9 @@ impl Session {
     }
 
     /// Takes the queues out, so that they can be used while the session is borrowed, or on threads of
-    /// their own. They end with the session all the same.
+    /// their own. They end with the session all the same: [`pop`](Queue::pop) finds nothing any more.
+    /// Such a thread must end before [`run`](super::VirtioDevice::run) does, as what it pushes would
+    /// still reach the driver's memory.
     #[must_use]
     pub fn take_queues(&mut self) -> Vec<Queue> {
         std::mem::take(&mut self.queues)
