@@ -1,8 +1,9 @@
-//! The project's own commands: `cargo xtask demo | test | lab`.
+//! The project's own commands: `cargo xtask demo | test | lab | bench-disk`.
 //!
 //! Each sets itself up on a fresh machine (Debian packages, Rust targets, the lab's kernel) and
 //! keeps what it made under `target/lab`.
 
+mod bench_disk;
 mod cargo;
 mod demo;
 mod host;
@@ -29,6 +30,8 @@ enum Task {
     Demo,
     /// Run every tier of tests that this host can run, and say what was skipped and why
     Test(test::Options),
+    /// Measure disks under a stock kernel next to other monitors, in the lab or on hardware KVM
+    BenchDisk(bench_disk::Options),
     /// Run a command, or a shell, on a host with hardware-like KVM that QEMU emulates
     Lab(lab::Options),
 }
@@ -37,6 +40,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
+        Task::BenchDisk(options) => bench_disk::run(&options),
         Task::Lab(options) => return lab::run(&options),
     };
     outcome.unwrap_or_else(|error| {

@@ -31,6 +31,10 @@ const LAB_PROGRAMS: [(&str, &str); 5] = [
 const ROOT_DISK_PROGRAMS: [(&str, &str); 2] =
     [("debootstrap", "debootstrap"), ("mkfs.ext4", "e2fsprogs")];
 
+/// Other monitors. The lab is QEMU's too, but hardware KVM needs no lab.
+const PEERS: [(&str, &str); 2] =
+    [("qemu-system-x86_64", "qemu-system-x86"), ("/usr/share/seabios/bios-microvm.bin", "seabios")];
+
 /// Programs that the fuzz targets need beyond that: libFuzzer is C++.
 const FUZZ_PROGRAMS: [(&str, &str); 2] = [("cc", "gcc libc6-dev"), ("c++", "g++")];
 
@@ -64,6 +68,11 @@ pub(crate) fn guest_tools() -> Result<()> {
 pub(crate) fn lab_tools() -> Result<()> {
     debian_packages(&LAB_PROGRAMS)?;
     guest_tools()
+}
+
+/// What runs next to our monitor in a benchmark.
+pub(crate) fn peers() -> Result<()> {
+    debian_packages(&PEERS)
 }
 
 /// Everything that a disk with a Debian root is made with, and the rights for it.

@@ -8,6 +8,7 @@
 //! | `end=exit\|reboot\|poweroff\|panic\|hang` | end through the exit port, or as Linux would end |
 //! | `root=DEVICE` | go over to the ext4 root file system there, and do the job if there is one |
 //! | `ro` | mount it for reading only |
+//! | `job=DEVICE` | where the job is, if not on a disk that says so |
 //! | `init=PATH` | hand over to the root's own init, instead of doing the job and ending |
 //! | `records=DEVICE` | write numbered records there until the machine ends: see [`records`] |
 //!
@@ -47,7 +48,7 @@ fn main() -> Result<()> {
     }
     let mut code = 0;
     if let Some(device) = words.root {
-        root::enter(device, words.read_only)?;
+        root::enter(device, words.read_only, words.job)?;
         if let Some(init) = words.init {
             root::hand_over(init)?;
         }

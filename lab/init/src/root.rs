@@ -20,8 +20,9 @@ const JOB: &str = "/run/job";
 const JOB_DISK: &str = "job";
 
 /// Mounts the ext4 file system on this device, makes it the root of this process and all that it
-/// starts, and puts the job's script at `/run/job` if there is one.
-pub(crate) fn enter(device: &str, read_only: bool) -> Result<()> {
+/// starts, and puts the job's script at `/run/job` if there is one: from the device `job`, or else from
+/// the disk that says that it is the job.
+pub(crate) fn enter(device: &str, read_only: bool, job: Option<&str>) -> Result<()> {
     fs::create_dir(NEW_ROOT)?;
     let flags = if read_only { MountFlags::RDONLY } else { MountFlags::empty() };
     mount(device, NEW_ROOT, "ext4", flags, None)
@@ -37,7 +38,11 @@ pub(crate) fn enter(device: &str, read_only: bool) -> Result<()> {
     mount_move(".", "/")?;
     rustix::process::chroot(".")?;
     rustix::process::chdir("/")?;
-    if let Some(disk) = disks::by_serial(JOB_DISK)? {
+    let job = match job {
+        Some(device) => Some(device.into()),
+        None => disks::by_serial(JOB_DISK)?,
+    };
+    if let Some(disk) = job {
         install_job(&disk)?;
     }
     Ok(())

@@ -23,6 +23,8 @@ pub(crate) struct Words<'a> {
     pub(crate) root: Option<&'a str>,
     /// The root is mounted for reading only.
     pub(crate) read_only: bool,
+    /// The device with the job, instead of the disk that says so by its serial number.
+    pub(crate) job: Option<&'a str>,
     /// The root's own init, to hand over to.
     pub(crate) init: Option<&'a str>,
 }
@@ -31,7 +33,8 @@ impl<'a> Words<'a> {
     /// Reads our words and leaves the kernel's alone.
     pub(crate) fn parse(cmdline: &'a str) -> Result<Self> {
         let (mut code, mut end) = (None, "exit");
-        let (mut records, mut root, mut read_only, mut init) = (None, None, false, None);
+        let (mut records, mut root, mut read_only) = (None, None, false);
+        let (mut job, mut init) = (None, None);
         for word in cmdline.split_ascii_whitespace() {
             match word.split_once('=') {
                 Some(("exit", value)) => {
@@ -41,6 +44,7 @@ impl<'a> Words<'a> {
                 Some(("end", value)) => end = value,
                 Some(("records", value)) => records = Some(value),
                 Some(("root", value)) => root = Some(value),
+                Some(("job", value)) => job = Some(value),
                 Some(("init", value)) => init = Some(value),
                 None if word == "ro" => read_only = true,
                 _ => {}
@@ -54,7 +58,7 @@ impl<'a> Words<'a> {
             "hang" => End::Hang,
             other => bail!("end={other}: want exit, reboot, poweroff, panic or hang"),
         };
-        Ok(Self { end, records, root, read_only, init })
+        Ok(Self { end, records, root, read_only, job, init })
     }
 }
 
@@ -65,8 +69,10 @@ mod tests {
     #[test]
     fn the_kernels_words_are_left_alone() {
         let words = Words::parse("console=ttyS0 quiet panic=-1 exit=42\n").unwrap();
-        let end = End::Exit(Some(42));
-        assert_eq!(words, Words { end, records: None, root: None, read_only: false, init: None });
+        let (end, read_only) = (End::Exit(Some(42)), false);
+        let none = None;
+        let wanted = Words { end, records: none, root: none, read_only, job: none, init: none };
+        assert_eq!(words, wanted);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::cargo::{self, LAB_TARGET, Workspace};
 use crate::setup::{self, Kernel};
 
 pub(crate) use files::Shared;
+pub(crate) use programs::with_libraries;
 pub(crate) use qemu::{Ended, Io};
 
 /// The command ran out of time, as `timeout(1)` says it.
@@ -206,7 +207,7 @@ impl Run {
     pub(crate) fn add_root_disk(&mut self, guest: &Guest) -> Result<()> {
         self.disks.insert(0, guest.root_disk()?);
         self.env.push((ROOT_DISK.to_owned(), qemu::FIRST_DISK.to_owned()));
-        self.files.extend(programs::with_libraries(&["e2fsck"])?);
+        self.files.extend(with_libraries(&["e2fsck"])?);
         Ok(())
     }
 }

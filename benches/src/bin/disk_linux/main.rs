@@ -1,0 +1,109 @@
+//! What a disk gives a stock Linux, next to QEMU's microvm and, if `FIRECRACKER` names one, Firecracker:
+//! `cargo xtask bench-disk`, which runs it in the lab or on hardware KVM.
+//!
+//! Every monitor boots the same kernel and initrd with the same Debian root, one vCPU and 512 MiB, and
+//! fio does the same jobs there with a disk whose image is on a tmpfs. The monitors take turns; each
+//! figure is the median of their runs.
+//!
+//! | column | what |
+//! |---|---|
+//! | IOPS or MB/s | as fio in the guest has it |
+//! | exits | KVM exits of the machine, of any kind, for one request |
+//! | interrupts | of the disk, as the guest counts them, for one request |
+//! | CPU | of the monitor's process without what its guest used, for one request, in µs |
+
+mod counters;
+mod guest;
+mod monitors;
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use guest::{Figures, ROWS, Row};
+use monitors::{Files, Monitor};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Bytes of the image.
+const SIZE: usize = 256 << 20;
+
+fn main() -> Result<()> {
+    let (mut runs, mut seconds) = (3, 4);
+    for argument in std::env::args().skip(1) {
+        match argument.split_once('=') {
+            Some(("--runs", count)) => runs = count.parse()?,
+            Some(("--seconds", count)) => seconds = count.parse()?,
+            _ => {
+                return Err(
+                    format!("no flag {argument}; there are --runs=N and --seconds=N").into()
+                );
+            }
+        }
+    }
+    let folder = tempfile::tempdir()?;
+    let image = tempfile::Builder::new().prefix("disk-").tempfile_in("/dev/shm")?;
+    fill(image.path())?;
+    let job = folder.path().join("job");
+    fs::write(&job, guest::script(seconds))?;
+    let files = Files::new(folder.path(), image.path(), &job)?;
+
+    let monitors = Monitor::all();
+    let mut figures: BTreeMap<(&str, Monitor), Vec<Figures>> = BTreeMap::new();
+    for run in 1..=runs {
+        for monitor in &monitors {
+            eprintln!("run {run} of {runs}: {monitor}");
+            for (row, measured) in guest::run(monitor.command(&files)?)? {
+                figures.entry((row, *monitor)).or_default().push(measured);
+            }
+        }
+    }
+    println!("stock Linux, 1 vCPU, 512 MiB, image on tmpfs, fio direct libaio {seconds} s;");
+    println!("medians of {runs} runs, the monitors taking turns\n");
+    println!(
+        "{:22} {:24} {:>9} {:>6} {:>8} {:>10} {:>8}",
+        "", "", "", "ratio", "exits", "interrupts", "CPU µs"
+    );
+    for row in &ROWS {
+        print_row(row, &monitors, &figures);
+    }
+    Ok(())
+}
+
+/// Not with zeroes, which some storage treats specially, and so that the image is all there.
+fn fill(image: &Path) -> Result<()> {
+    let mut file = File::create(image)?;
+    let block: Vec<u8> = (0..=u8::MAX).cycle().take(1 << 20).collect();
+    for _ in 0..SIZE >> 20 {
+        file.write_all(&block)?;
+    }
+    Ok(())
+}
+
+fn print_row(row: &Row, monitors: &[Monitor], figures: &BTreeMap<(&str, Monitor), Vec<Figures>>) {
+    let mut first = None;
+    for monitor in monitors {
+        let Some(runs) = figures.get(&(row.name, *monitor)) else { continue };
+        let of = |value: fn(&Figures) -> f64| median(runs.iter().map(value).collect());
+        let result = match row.unit() {
+            "IOPS" => of(|run| run.per_second),
+            _ => of(|run| run.megabytes_per_second),
+        };
+        let name = if first.is_none() { row.name } else { "" };
+        let ratio = *first.get_or_insert(result) / result;
+        println!(
+            "{name:22} {monitor:24} {result:9.0} {ratio:6.2} {:8.2} {:10.2} {:8.1}  {}",
+            of(|run| run.exits),
+            of(|run| run.interrupts),
+            of(|run| run.cpu_microseconds),
+            row.unit(),
+        );
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

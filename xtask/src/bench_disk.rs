@@ -1,0 +1,89 @@
+//! `cargo xtask bench-disk`: disks under a stock kernel, next to QEMU's microvm and Firecracker.
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use crate::cargo::{self, LAB_TARGET};
+use crate::host::Kvm;
+use crate::lab::{Binary, Ended, Guest, Io, Lab, ROOT_DISK, Run, Shared, with_libraries};
+use crate::setup;
+
+/// What QEMU's microvm machine reads besides its program.
+const FIRMWARE: [&str; 4] = [
+    "/usr/share/seabios/bios-microvm.bin",
+    "/usr/share/qemu/bios-microvm.bin",
+    "/usr/share/qemu/linuxboot_dma.bin",
+    "/usr/share/qemu/pvh.bin",
+];
+
+/// Another monitor's binary and kernel, which take part if these variables name them.
+const FIRECRACKER: [(&str, &str); 2] =
+    [("FIRECRACKER", "/root/firecracker"), ("FIRECRACKER_KERNEL", "/root/vmlinux")];
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// How often each monitor runs
+    #[arg(long, default_value_t = 3)]
+    runs: u32,
+    /// How long each job of fio runs
+    #[arg(long, default_value_t = 4)]
+    seconds: u32,
+}
+
+/// Measures, and prints a table.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    setup::peers()?;
+    let guest = Guest::prepare(Binary::Build)?;
+    let mut build = cargo::cargo("build");
+    build.args(["--release", "--target", LAB_TARGET, "--package", "sparkler-benches"]);
+    let built = cargo::build("building the benchmark", build.args(["--bin", "disk_linux"]))?;
+    let bench = built.first().context("cargo built no benchmark")?.executable.clone();
+    let words = [format!("--runs={}", options.runs), format!("--seconds={}", options.seconds)];
+    match Kvm::probe() {
+        Kvm::Hardware => on_this_host(&guest, &bench, &words),
+        Kvm::Pvm | Kvm::None => in_the_lab(guest, &bench, &words),
+    }
+}
+
+fn on_this_host(guest: &Guest, bench: &Path, words: &[String]) -> Result<ExitCode> {
+    let sparkler = guest.sparkler.as_deref().and_then(Path::parent).context("no sparkler")?;
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders = [sparkler.to_owned()].into_iter().chain(env::split_paths(&path));
+    let status = Command::new(bench)
+        .args(words)
+        .env("PATH", env::join_paths(folders)?)
+        .env("SPARKLER_KERNEL", &guest.kernel.vmlinuz)
+        .env("SPARKLER_INITRD", &guest.initrd)
+        .env(ROOT_DISK, guest.root_disk()?)
+        .status()
+        .context("cannot run the benchmark")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn in_the_lab(guest: Guest, bench: &Path, words: &[String]) -> Result<ExitCode> {
+    let lab = Lab::around(guest)?;
+    let script = r#"mount -t debugfs debugfs /sys/kernel/debug && exec /root/bench "$@""#;
+    let mut command: Vec<OsString> = ["sh", "-c", script, "bench"].map(OsString::from).to_vec();
+    command.extend(words.iter().map(OsString::from));
+    let mut run = Run { timeout: None, ..Run::new(command, Duration::ZERO) };
+    run.add_root_disk(lab.guest())?;
+    run.files.push(Shared { host: bench.to_owned(), guest: "/root/bench".into() });
+    run.files.extend(with_libraries(&["qemu-system-x86_64"])?);
+    let firmware = FIRMWARE.map(PathBuf::from).into_iter().filter(|file| file.is_file());
+    run.files.extend(firmware.map(|file| Shared { host: file.clone(), guest: file }));
+    for (variable, place) in FIRECRACKER {
+        if let Some(host) = env::var_os(variable) {
+            run.files.push(Shared { host: std::path::absolute(host)?, guest: place.into() });
+            run.env.push((variable.to_owned(), place.to_owned()));
+        }
+    }
+    match lab.run(&run, Io::Show)?.ended {
+        Ended::Exit(0) => Ok(ExitCode::SUCCESS),
+        ended => bail!("the benchmark failed in the lab ({ended:?})"),
+    }
+}
