@@ -177,7 +177,7 @@ pub(crate) struct Run {
     pub(crate) command: Vec<OsString>,
     pub(crate) env: Vec<(String, String)>,
     pub(crate) files: Vec<Shared>,
-    /// Files that become disks, the first of them [`FIRST_DISK`].
+    /// Files that become disks, the first of them `FIRST_DISK`.
     pub(crate) disks: Vec<PathBuf>,
     pub(crate) smp: u8,
     /// In MiB.
