@@ -41,10 +41,13 @@ fn four_vcpus_boot_to_user_space_and_exit_with_a_code() {
 #[test]
 #[ignore = "needs the lab"]
 fn reboot_poweroff_and_panic_end_as_they_should() {
+    // By itself, Linux leaves through the reset vector, in real mode; that is where the lab's emulated
+    // processor stumbles, so there it is told to use the ACPI reset register.
+    let how = if common::emulated() { "reboot=acpi" } else { "" };
     for (end, expected) in
         [("reboot", Outcome::Reset), ("poweroff", Outcome::PowerOff), ("panic", Outcome::Reset)]
     {
-        let (outcome, text, _) = run(linux(&format!("quiet end={end}")));
+        let (outcome, text, _) = run(linux(&format!("quiet end={end} {how}")));
         assert_eq!(outcome, expected, "{end}: {text}");
     }
 }

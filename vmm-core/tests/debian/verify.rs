@@ -21,10 +21,10 @@ verify() {
     fio --filename=/dev/vdb --direct=1 --thread --ioengine=libaio --rw=randwrite --randseed=$round \
         --verify=crc32c --verify_fatal=1 --minimal $* \
         --name=small --offset=0 --size=2m --bsrange=512-8k --blockalign=512 --iodepth=32 \
-        --name=pages --offset=2m --size=6m --bs=4k --iodepth=128 \
-        --name=large --offset=8m --size=40m --bsrange=4k-1m --blockalign=4k --iodepth=4 \
-        --name=flush --offset=48m --size=8m --bsrange=4k-64k --ioengine=psync --fsync=8 \
-        --name=mixed --offset=56m --size=8m --rw=randrw --bsrange=1k-128k --blockalign=1k --iodepth=16
+        --name=pages --offset=2m --size=4m --bs=4k --iodepth=128 \
+        --name=large --offset=6m --size=16m --bsrange=4k-1m --blockalign=4k --iodepth=4 \
+        --name=flush --offset=22m --size=5m --bsrange=4k-64k --ioengine=psync --fsync=8 \
+        --name=mixed --offset=27m --size=5m --rw=randrw --bsrange=1k-128k --blockalign=1k --iodepth=16
 }
 cat /sys/block/vdb/mq/*/cpu_list | wc -l | sed 's/^/queues: /'
 round=0
@@ -35,7 +35,7 @@ until [ $round -gt 0 ] && [ $(uptime) -ge $end ]; do
 done
 echo rounds: $round
 verify --verify_only
-dd if=/dev/urandom of=/dev/vdb bs=512 count=1 seek=$((30 << 11)) conv=fsync oflag=direct status=none
+dd if=/dev/urandom of=/dev/vdb bs=512 count=1 seek=$((20 << 11)) conv=fsync oflag=direct status=none
 if verify --verify_only 2>/dev/null; then
     echo the damage was not found
     exit 1
@@ -50,7 +50,7 @@ fn what_fio_writes_it_reads_back() {
     let script_text = format!("SECONDS={seconds}\n{SCRIPT}");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data");
-    File::create(&path).unwrap().set_len(64 * MIB).unwrap();
+    File::create(&path).unwrap().set_len(32 * MIB).unwrap();
     let disk = Disk::open(&path).unwrap().queues(2).unwrap();
     let stats = disk.handle();
 
