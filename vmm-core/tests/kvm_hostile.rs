@@ -115,9 +115,10 @@ fn survives(case: &str, times: u32, engine: EngineKind) {
     hostile.ends_well();
     neighbour.ends_well();
 
-    // Two machines have less than this together; one leak a round would be far more.
+    // Two machines have less than this together (six threads, and joined ones that the kernel still
+    // lists); one leak a round would be far more.
     assert!(most.fds < before.fds + 60, "{most:?}, before: {before:?}");
-    assert!(most.threads <= before.threads + 6, "{most:?}, before: {before:?}");
+    assert!(most.threads < before.threads + 40, "{most:?}, before: {before:?}");
     let deadline = Instant::now() + Duration::from_secs(10);
     while Holdings::now() != before && Instant::now() < deadline {
         thread::yield_now(); // A joined thread may stay in the kernel's list for a moment.
