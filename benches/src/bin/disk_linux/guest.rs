@@ -1,7 +1,10 @@
 //! The jobs in the guest, and what it says of them.
 
-use std::io::{BufRead, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::thread;
+use std::time::Duration;
 
 use crate::Result;
 use crate::counters::{Counters, Source};
@@ -69,28 +72,42 @@ job() {
     script
 }
 
-/// Runs the jobs in a machine, with its console on standard output.
-pub(crate) fn run(mut monitor: Command) -> Result<Vec<(&'static str, Figures)>> {
+/// What the jobs of one machine gave, in order; fewer than all if the machine stood still.
+pub(crate) type Measured = Vec<(&'static str, Figures)>;
+
+/// Runs the jobs in a machine, with its console on standard output. Ends a machine of which nothing is
+/// heard for so long that it must have lost an interrupt.
+pub(crate) fn run(mut monitor: Command, patience: Duration) -> Result<Measured> {
     let source = Source::before_start()?;
+    let name = monitor.get_program().display().to_string();
     let child = monitor.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-    let mut child =
-        child.map_err(|error| format!("{}: {error}", monitor.get_program().display()))?;
+    let mut child = child.map_err(|error| format!("{name}: {error}"))?;
     let source = source.started(child.id());
-    let measured = follow(&mut child, &source);
-    if measured.is_err() {
-        child.kill()?;
-    }
+    let measured = follow(&mut child, &source, patience);
+    // It may have ended by itself.
+    child.kill()?;
     child.wait()?;
-    measured.map_err(|error| format!("{}: {error}", monitor.get_program().display()).into())
+    measured.map_err(|error| format!("{name}: {error}").into())
 }
 
-fn follow(child: &mut Child, source: &Source) -> Result<Vec<(&'static str, Figures)>> {
+fn follow(child: &mut Child, source: &Source, patience: Duration) -> Result<Measured> {
     let console = child.stdout.take().ok_or("no console")?;
+    let (sender, lines) = channel();
+    thread::spawn(move || {
+        BufReader::new(console).lines().map_while(io::Result::ok).try_for_each(|it| sender.send(it))
+    });
     let (mut begin, mut end) = (Counters::default(), Counters::default());
     let mut rows = ROWS.iter();
     let (mut measured, mut said) = (Vec::new(), String::new());
-    for line in BufReader::new(console).lines() {
-        let line = line?;
+    loop {
+        let line = match lines.recv_timeout(patience) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) if measured.is_empty() => {
+                return Err(format!("the guest stood still; it said:{said}").into());
+            }
+            Err(RecvTimeoutError::Timeout) => return Ok(measured),
+        };
         match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
             ("begin", _) => begin = source.read()?,
             ("end", _) => end = source.read()?,

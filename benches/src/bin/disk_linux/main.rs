@@ -21,6 +21,7 @@ use std::error::Error;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use guest::{Figures, ROWS, Row};
 use monitors::{Files, Monitor};
@@ -50,12 +51,17 @@ fn main() -> Result<()> {
     fs::write(&job, guest::script(seconds))?;
     let files = Files::new(folder.path(), image.path(), &job)?;
 
+    let patience = Duration::from_secs(60 + 2 * u64::from(seconds));
     let monitors = Monitor::all();
     let mut figures: BTreeMap<(&str, Monitor), Vec<Figures>> = BTreeMap::new();
     for run in 1..=runs {
         for monitor in &monitors {
             eprintln!("run {run} of {runs}: {monitor}");
-            for (row, measured) in guest::run(monitor.command(&files)?)? {
+            let measured = guest::run(monitor.command(&files)?, patience)?;
+            if let Some(row) = ROWS.get(measured.len()) {
+                println!("{monitor} stood still at {:?} and was ended", row.name);
+            }
+            for (row, measured) in measured {
                 figures.entry((row, *monitor)).or_default().push(measured);
             }
         }
