@@ -38,6 +38,7 @@ mod state;
 mod stats;
 mod sync_engine;
 mod sys;
+mod task;
 #[cfg(feature = "io-uring")]
 mod uring;
 mod worker;
