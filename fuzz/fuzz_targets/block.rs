@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 
 use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use sparkler_devices::virtio::block::{Block, Disk, DiskHandle};
+use sparkler_devices::virtio::block::{Block, Disk, DiskHandle, EngineKind};
 use sparkler_devices::virtio::mock::MockDriver;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -36,6 +36,7 @@ static PATH: LazyLock<PathBuf> =
 struct Input {
     size: u32,
     read_only: bool,
+    io_uring: bool,
     without: u8,
     steps: [Step; 6],
 }
@@ -331,6 +332,8 @@ struct Bench {
     file: File,
     model: Model,
     features: u64,
+    /// Requests of a batch are carried out in the order of the batch, as the model does it.
+    ordered: bool,
 }
 
 /// Where a request's room is, and how it must end.
@@ -351,7 +354,8 @@ impl Bench {
             true => Disk::open_read_only(&*PATH),
             false => Disk::open(&*PATH),
         };
-        let disk = disk.unwrap().serial("fuzz").unwrap();
+        let kind = if input.io_uring { EngineKind::IoUring } else { EngineKind::Sync };
+        let disk = disk.unwrap().serial("fuzz").unwrap().engine(kind).unwrap();
         let handle = disk.handle();
         let without = [F_FLUSH, F_CONFIG_WCE, F_DISCARD, F_WRITE_ZEROES];
         let without = (0..4).filter(|bit| input.without >> bit & 1 != 0).map(|bit| without[bit]);
@@ -365,13 +369,14 @@ impl Bench {
             discard: features & F_DISCARD != 0,
             write_zeroes: features & F_WRITE_ZEROES != 0,
         };
-        Self { driver, handle, file, model, features }
+        Self { driver, handle, file, model, features, ordered: !input.io_uring }
     }
 
     fn step(&mut self, step: &Step) {
         match step {
             Step::One(request) => self.requests(std::slice::from_ref(request)),
-            Step::Batch(requests) => self.requests(requests),
+            Step::Batch(requests) if self.ordered => self.requests(requests),
+            Step::Batch(requests) => requests.chunks(1).for_each(|one| self.requests(one)),
             Step::Resize(size) => {
                 self.set_len(*size);
                 if self.handle.refresh().is_ok() {

@@ -137,8 +137,8 @@ fn a_thousand_resets_with_requests_in_flight() {
 
 #[test]
 #[ignore = "needs /dev/kvm"]
-fn resets_with_requests_in_flight_by_the_best_engine_there_is() {
-    survives("reset", 200, EngineKind::Auto);
+fn resets_with_requests_in_flight_by_io_uring() {
+    survives("reset", 200, EngineKind::IoUring);
 }
 
 #[test]
@@ -150,13 +150,13 @@ fn driver_ok_a_thousand_times() {
 #[test]
 #[ignore = "needs /dev/kvm"]
 fn accesses_of_every_width_at_every_offset() {
-    survives("registers", 1, EngineKind::Auto);
+    survives("registers", 1, EngineKind::IoUring);
 }
 
 #[test]
 #[ignore = "needs /dev/kvm"]
 fn storms_of_notifications() {
-    survives("notify", 1, EngineKind::Auto);
+    survives("notify", 1, EngineKind::IoUring);
 }
 
 #[test]
@@ -173,8 +173,8 @@ fn descriptors_that_change_during_use() {
 
 #[test]
 #[ignore = "needs /dev/kvm"]
-fn descriptors_that_change_during_use_by_the_best_engine_there_is() {
-    survives("flip", 100, EngineKind::Auto);
+fn descriptors_that_change_during_use_by_io_uring() {
+    survives("flip", 100, EngineKind::IoUring);
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn a_machine_stops_in_the_midst_of_it() {
     let _alone = alone();
     let file = file(BYTES);
     for case in ["reset", "driver-ok", "break", "flip"] {
-        let disk = open(file.path(), EngineKind::Auto);
+        let disk = open(file.path(), EngineKind::IoUring);
         let cmdline = format!("quiet test=hostile case={case} times=1000000000 depth=8");
         let Guest { running, .. } = Guest::start(&cmdline, disk);
         while running.timeline().at(Milestone::Mark(2)).is_none() {
