@@ -103,6 +103,7 @@ fn try_run(options: &Options) -> Result<Ended> {
         smp: options.smp,
         memory: options.memory,
         timeout: options.timeout.map(Duration::from_secs),
+        patience: None,
         results: options.results.clone(),
         verbose: options.verbose,
     };
@@ -183,6 +184,8 @@ pub(crate) struct Run {
     /// In MiB.
     pub(crate) memory: u32,
     pub(crate) timeout: Option<Duration>,
+    /// The lab is ended when the command says nothing for so long.
+    pub(crate) patience: Option<Duration>,
     pub(crate) results: Option<PathBuf>,
     pub(crate) verbose: bool,
 }
@@ -198,6 +201,7 @@ impl Run {
             smp: 2,
             memory: 3072,
             timeout: Some(timeout),
+            patience: None,
             results: None,
             verbose: false,
         }

@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -95,14 +96,17 @@ pub(super) fn boot(
     let mut child = qemu.stderr(Stdio::piped()).spawn().context("cannot run qemu-system-x86_64")?;
     drop(channels);
 
+    let heard = Heard::now();
     let console = keep_tail(console, run.verbose);
     let errors = child.stderr.take().map(|errors| keep_tail(errors, run.verbose));
     let outputs = streams.map(|(stdin, stdout, stderr)| {
         feed(stdin, io);
-        (collect(stdout, io, io::stdout()), collect(stderr, io, io::stderr()))
+        let heard = || heard.clone();
+        (collect(stdout, io, io::stdout(), heard()), collect(stderr, io, io::stderr(), heard()))
     });
 
-    let end = watch(read_statuses(status), run.timeout, &mut child);
+    let limits = Limits { timeout: run.timeout, patience: run.patience };
+    let end = watch(read_statuses(status), &limits, &heard, &mut child);
     child.wait()?;
     let output = outputs.map(|(stdout, stderr)| join(stdout) + &join(stderr)).unwrap_or_default();
     match end {
@@ -200,24 +204,54 @@ enum End {
     Failed(String),
 }
 
+/// For how long a command may run.
+struct Limits {
+    /// In all.
+    timeout: Option<Duration>,
+    /// Without a word.
+    patience: Option<Duration>,
+}
+
+/// When the command last said something.
+#[derive(Clone)]
+struct Heard(Arc<Mutex<Instant>>);
+
+impl Heard {
+    fn now() -> Self {
+        Self(Arc::new(Mutex::new(Instant::now())))
+    }
+
+    fn at(&self) -> Instant {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn again(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+}
+
 /// Follows the lab from boot to QEMU's end, and sees to it that there is one.
-fn watch(statuses: Receiver<Status>, timeout: Option<Duration>, child: &mut Child) -> End {
+fn watch(statuses: Receiver<Status>, limits: &Limits, heard: &Heard, child: &mut Child) -> End {
     let begun = Instant::now();
-    let timeout = timeout.map(|timeout| begun + timeout);
+    let timeout = || {
+        let timeout = limits.timeout.map(|timeout| begun + timeout);
+        let silence = limits.patience.map(|patience| heard.at() + patience);
+        timeout.into_iter().chain(silence).min()
+    };
     let mut stage_limit = Some(begun + BOOT_LIMIT);
     let mut up = false;
     let mut end = None;
     loop {
-        let limit = match (timeout.filter(|_| end.is_none()), stage_limit) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
+        let limit = timeout().filter(|_| end.is_none()).into_iter().chain(stage_limit).min();
         let status = match limit {
             Some(limit) => statuses.recv_timeout(limit.saturating_duration_since(Instant::now())),
             None => statuses.recv().map_err(RecvTimeoutError::from),
         };
         match status {
-            Ok(Status::Up) => (up, stage_limit) = (true, None),
+            Ok(Status::Up) => {
+                (up, stage_limit) = (true, None);
+                heard.again();
+            }
             Ok(Status::Exit(code)) => {
                 (end, stage_limit) =
                     (Some(End::Command(code)), Some(Instant::now() + POWER_OFF_LIMIT));
@@ -234,10 +268,15 @@ fn watch(statuses: Receiver<Status>, timeout: Option<Duration>, child: &mut Chil
                 };
                 return end.unwrap_or(End::Failed(when.into()));
             }
+            // Something was said meanwhile.
+            Err(RecvTimeoutError::Timeout)
+                if end.is_none()
+                    && stage_limit.is_none()
+                    && timeout().is_some_and(|limit| limit > Instant::now()) => {}
             Err(RecvTimeoutError::Timeout) => {
                 stop(child, &statuses);
                 let boot = format!("the lab did not boot within {} s", BOOT_LIMIT.as_secs());
-                let timed_out = timeout.is_some_and(|timeout| timeout <= Instant::now());
+                let timed_out = timeout().is_some_and(|timeout| timeout <= Instant::now());
                 let why = if timed_out { End::TimedOut } else { End::Failed(boot) };
                 return end.unwrap_or(why);
             }
@@ -268,26 +307,28 @@ fn feed(stdin: UnixStream, io: Io) {
     });
 }
 
-fn collect(port: UnixStream, io: Io, sink: impl Write + Send + 'static) -> JoinHandle<String> {
+/// Keeps or shows all to the end; what a closed sink does not take is dropped, so that the lab never
+/// blocks on it.
+fn collect(
+    mut port: UnixStream,
+    io: Io,
+    mut sink: impl Write + Send + 'static,
+    heard: Heard,
+) -> JoinHandle<String> {
     thread::spawn(move || {
-        let (mut port, mut sink) = (port, sink);
         let mut kept = Vec::new();
-        if io == Io::Capture {
-            let _ = port.read_to_end(&mut kept);
-        } else {
-            copy_all(&mut port, &mut sink);
+        let mut buffer = [0; 64 << 10];
+        while let Ok(length @ 1..) = port.read(&mut buffer) {
+            heard.again();
+            let bytes = buffer.get(..length).unwrap_or_default();
+            if io == Io::Capture {
+                kept.extend_from_slice(bytes);
+            } else {
+                let _ = sink.write_all(bytes).and_then(|()| sink.flush());
+            }
         }
         String::from_utf8_lossy(&kept).into_owned()
     })
-}
-
-/// Copies to the end; what a closed sink does not take is dropped, so that the lab never blocks on it.
-fn copy_all(source: &mut impl Read, sink: &mut impl Write) {
-    let mut buffer = [0; 64 << 10];
-    while let Ok(length @ 1..) = source.read(&mut buffer) {
-        let _ =
-            sink.write_all(buffer.get(..length).unwrap_or_default()).and_then(|()| sink.flush());
-    }
 }
 
 /// Keeps the last of what QEMU or the lab's kernel says, and shows it at once if asked to.
@@ -323,5 +364,36 @@ mod tests {
         assert_eq!(Status::parse("fail no /dev/kvm"), Some(Status::Fail("no /dev/kvm".into())));
         assert_eq!(Status::parse("exit 256"), None);
         assert_eq!(Status::parse("exit"), None);
+    }
+
+    /// Follows a child that only sleeps, and that says it is up.
+    fn watched(limits: &Limits, heard: &Heard) -> End {
+        let mut child = Command::new("sleep").arg("100").spawn().unwrap();
+        let (sender, statuses) = mpsc::channel();
+        sender.send(Status::Up).unwrap();
+        drop(thread::spawn(move || {
+            thread::sleep(Duration::from_secs(5)); // Longer than any of this takes.
+            drop(sender);
+        }));
+        let end = watch(statuses, limits, heard, &mut child);
+        child.wait().unwrap();
+        end
+    }
+
+    #[test]
+    fn a_command_that_says_nothing_is_ended() {
+        let limits = Limits { timeout: None, patience: Some(Duration::from_millis(300)) };
+        let heard = Heard::now();
+        let begun = Instant::now();
+        let talker = heard.clone();
+        let talking = thread::spawn(move || {
+            for _ in 0..10 {
+                thread::sleep(Duration::from_millis(50)); // The command's pace.
+                talker.again();
+            }
+        });
+        assert!(matches!(watched(&limits, &heard), End::TimedOut));
+        talking.join().unwrap();
+        assert!(begun.elapsed() >= Duration::from_millis(500), "what it said did not count");
     }
 }

@@ -109,7 +109,7 @@ pub(super) fn t2(report: &mut Report, kvm_in_lab: bool) -> Result<()> {
             "--ignored".into(),
             "--test-threads=1".into(),
         ];
-        let mut run = Run::new(command, limit());
+        let mut run = Run { patience: Some(patience()), ..Run::new(command, limit()) };
         let own = programs.binaries.iter().filter(|binary| binary.package == harness.built.package);
         // At the same path as here: that is what the test was compiled with.
         let files = own.chain([&harness.built]).map(|built| &built.executable);
@@ -167,6 +167,11 @@ fn root_disk(
 fn limit() -> Duration {
     let more = std::env::var(VERIFY_SECONDS).ok().and_then(|seconds| seconds.parse().ok());
     LIMIT + Duration::from_secs(more.unwrap_or(0))
+}
+
+/// For one test of a program: the slowest takes a minute in the lab.
+fn patience() -> Duration {
+    limit() - LIMIT + Duration::from_secs(240)
 }
 
 pub(super) fn t3(report: &mut Report, seconds: u32) -> Result<()> {
@@ -254,7 +259,10 @@ fn run_in_lab(
                 break (Some(finished.ended), finished.output);
             }
             Err(error) if last => break (None, format!("{error:#}\n")),
-            Ok(_) => eprintln!("warning: {what}: the lab stood still; once more"),
+            Ok(finished) => {
+                let said = finished.output;
+                eprintln!("warning: {what}: the lab stood still; once more; it had said:\n{said}");
+            }
             Err(error) => eprintln!("warning: {what}: the lab itself died; once more\n{error:#}"),
         }
     };
