@@ -41,6 +41,12 @@ impl Initrd {
         Self(Image::bytes(bytes.into()))
     }
 
+    /// How many bytes it has.
+    #[must_use]
+    pub fn image_size(&self) -> u64 {
+        self.0.size()
+    }
+
     /// Where the initrd goes: as high as it can between `kernel_end` and `limit`, on a page
     /// boundary, so that it is out of the kernel's way. Returns its address and its size.
     pub(crate) fn place(&self, kernel_end: u64, limit: u64) -> Result<(u64, u64), LoadError> {

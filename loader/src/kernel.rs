@@ -58,6 +58,12 @@ impl Kernel {
         self
     }
 
+    /// How many bytes the image has. A bzImage is packed: the kernel in it has more.
+    #[must_use]
+    pub fn image_size(&self) -> u64 {
+        self.image.size()
+    }
+
     /// Writes the kernel, its command line, the initrd, and what the boot protocol hands over
     /// (`boot_params` or `hvm_start_info`) to `memory`, at the places of [`layout`](crate::layout).
     ///

@@ -22,6 +22,10 @@ use crate::vcpu::Vcpu;
 use crate::virtio_slots::{self, Slot};
 use crate::{BuildError, Console, MemorySize, Vm, host, memory};
 
+/// Bytes of kernel and initrd from which on they are loaded while another thread sets up KVM. Reading them
+/// takes as long as the start of a thread, 0.1 ms and more.
+const WORTH_A_THREAD: u64 = 256 << 10;
+
 /// Says what a machine shall be; [`build`](Self::build) makes it.
 ///
 /// Setters never fail and may be called in any order; the last call of each counts. Defaults: one vCPU,
@@ -143,30 +147,44 @@ impl VmBuilder {
         let cmdline = self.whole_cmdline(&slots)?;
         recorder.record(Milestone::MemoryMapped);
 
-        // On some hosts KVM waits for milliseconds in the first of these; meanwhile the kernel is loaded.
-        let (hardware, entry) = thread::scope(|scope| {
-            let hardware =
-                thread::Builder::new().name("kvm-setup".to_owned()).spawn_scoped(scope, || {
-                    let hardware = Hardware::create(&memory, count, &slots, self.acpi);
-                    recorder.record(Milestone::KvmReady);
-                    hardware
-                });
+        let load = || {
             let entry = self.load(kernel, &cmdline, &memory, count, &slots);
             recorder.record(Milestone::KernelLoaded);
-            let hardware = match hardware {
-                Ok(thread) => {
-                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-                }
-                // No thread to be had: then one after the other.
-                Err(_) => Hardware::create(&memory, count, &slots, self.acpi),
-            };
-            (hardware, entry)
-        });
+            entry
+        };
+        let create = || {
+            let hardware = Hardware::create(&memory, count, &slots, self.acpi);
+            recorder.record(Milestone::KvmReady);
+            hardware
+        };
+        let (entry, hardware) = self.both(load, create);
         // A mistake of the caller is told before what the host lacks.
         let entry = entry?;
         let hardware = hardware?;
         self.check_address_width(&hardware)?;
         self.assemble(hardware, &entry, memory, slots, Arc::new(Control::new(count, recorder)))
+    }
+
+    /// Does both, the one beside the other if there is enough to load that a thread is worth its start.
+    fn both<A, B: Send>(&self, load: impl FnOnce() -> A, create: impl Fn() -> B + Sync) -> (A, B) {
+        let kernel = self.kernel.as_ref().map_or(0, Kernel::image_size);
+        let initrd = self.initrd.as_ref().map_or(0, Initrd::image_size);
+        if kernel.saturating_add(initrd) < WORTH_A_THREAD {
+            return (load(), create());
+        }
+        thread::scope(|scope| {
+            let thread =
+                thread::Builder::new().name("kvm-setup".to_owned()).spawn_scoped(scope, &create);
+            let loaded = load();
+            let created = match thread {
+                Ok(thread) => {
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                }
+                // No thread to be had: then one after the other.
+                Err(_) => create(),
+            };
+            (loaded, created)
+        })
     }
 
     fn checked_vcpus(&self) -> Result<u8, BuildError> {

@@ -4,8 +4,9 @@ mod boot_state;
 mod cpuid;
 mod local_apic;
 mod msr;
+mod supported_cpuid;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use sparkler_loader::Entry;
 use vmm_sys_util::eventfd::EventFd;
@@ -47,9 +48,7 @@ impl VcpuTemplate {
     /// Asks KVM what it can show to a guest. `virtual_wire` routes the legacy interrupt controller
     /// through the local APICs, which only kernels without ACPI use.
     pub(crate) fn new(kvm: &Kvm, count: u8, virtual_wire: bool) -> Result<Self, KvmError> {
-        let supported = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(KvmError::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
+        let supported = supported_cpuid::get(kvm)?;
         let tsc_deadline_timer = kvm.check_extension(Cap::TscDeadlineTimer);
         Ok(Self { supported, count, virtual_wire, tsc_deadline_timer })
     }
