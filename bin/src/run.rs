@@ -65,12 +65,16 @@ fn boot(args: &RunArgs) -> Result<Ended, Failure> {
 }
 
 fn builder(args: &RunArgs) -> Result<VmBuilder, Failure> {
+    let mut kernel = Kernel::file(&args.kernel).map_err(Failure::refused)?;
+    if args.map_kernel {
+        kernel = kernel.mapped();
+    }
     let mut builder = Vm::builder()
         .vcpus(args.vcpus)
         .memory(args.memory)
         .cmdline(args.cmdline.as_str())
         .acpi(!args.no_acpi)
-        .kernel(Kernel::file(&args.kernel).map_err(Failure::refused)?);
+        .kernel(kernel);
     if let Some(path) = &args.initrd {
         builder = builder.initrd(Initrd::file(path).map_err(Failure::refused)?);
     }

@@ -115,7 +115,7 @@ const SECTOR: u64 = 512;
 const FIRST_VERSION_WITH_PAYLOAD: u16 = 0x0208;
 
 /// A bzImage whose header was checked.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct BzImage {
     header: setup_header,
     payload_offset: u64,

@@ -15,6 +15,7 @@ use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
 use crate::image::Image;
 use crate::kernel::Protocol;
 use crate::layout::HIGH_MEMORY;
+use crate::map::MapPages;
 use crate::pvh_note;
 
 /// Why an ELF file cannot be loaded as a kernel. Segments are numbered as the program headers are,
@@ -151,6 +152,10 @@ pub enum ElfError {
     },
 }
 
+const PAGE: u64 = 4096;
+/// What is smaller is copied sooner than mapped.
+const LEAST_MAPPED: u64 = 128 << 10;
+
 /// A checked ELF kernel: its parts lie within the file and do not collide.
 #[derive(Debug)]
 pub(crate) struct Elf {
@@ -218,21 +223,20 @@ impl Elf {
         self.segments.iter().any(|segment| (segment.start..segment.end).contains(&address))
     }
 
-    /// Copies the segments into guest memory. What they want zeroed is fresh memory and left
+    /// Puts the segments into guest memory. What they want zeroed is fresh memory and left
     /// untouched, so that it costs nothing before the guest uses it.
     pub(crate) fn load<M: GuestMemoryBackend>(
         &self,
         image: &Image,
         memory: &M,
+        pages: Option<&dyn MapPages>,
     ) -> Result<(), ElfError> {
         for segment in &self.segments {
             segment.check_memory(memory)?;
         }
         for segment in &self.segments {
-            // It fits, since the segment's range is in memory.
-            let size = usize::try_from(segment.file_size).unwrap_or(usize::MAX);
-            image
-                .copy_to(segment.offset, size, memory, GuestAddress(segment.start))
+            segment
+                .load(image, memory, pages)
                 .map_err(|source| ElfError::Read { what: "a segment", source })?;
         }
         Ok(())
@@ -259,6 +263,42 @@ impl Segment {
             return Err(ElfError::SegmentTooLow { segment: number, address: p_paddr });
         }
         Ok(Self { number, offset: p_offset, file_size: p_filesz, start: p_paddr, end })
+    }
+
+    /// Maps the segment's whole pages if it can be, and copies the rest.
+    fn load<M: GuestMemoryBackend>(
+        &self,
+        image: &Image,
+        memory: &M,
+        pages: Option<&dyn MapPages>,
+    ) -> io::Result<()> {
+        let end = self.start.saturating_add(self.file_size);
+        let (first, last) = (self.start.next_multiple_of(PAGE), end & !(PAGE - 1));
+        let aligned = self.start % PAGE == self.offset % PAGE;
+        let worth_it = first < last && last - first >= LEAST_MAPPED;
+        let (Some(pages), true) = (pages, aligned && worth_it) else {
+            return self.copy(image, memory, self.start, end);
+        };
+        let offset = self.offset.saturating_add(first - self.start);
+        if !image.map_to(offset, last - first, pages, GuestAddress(first))? {
+            return self.copy(image, memory, self.start, end);
+        }
+        self.copy(image, memory, self.start, first)?;
+        self.copy(image, memory, last, end)
+    }
+
+    /// Copies what belongs to `start..end` in guest memory.
+    fn copy<M: GuestMemoryBackend>(
+        &self,
+        image: &Image,
+        memory: &M,
+        start: u64,
+        end: u64,
+    ) -> io::Result<()> {
+        // It fits, since the segment's range is in memory.
+        let size = usize::try_from(end.saturating_sub(start)).unwrap_or(usize::MAX);
+        let offset = self.offset.saturating_add(start.saturating_sub(self.start));
+        image.copy_to(offset, size, memory, GuestAddress(start))
     }
 
     fn check_memory<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), ElfError> {

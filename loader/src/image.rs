@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::{File, FileType, OpenOptions};
-use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::io::{self, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -12,6 +12,8 @@ use std::sync::{Mutex, PoisonError};
 use thiserror::Error;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 use vm_memory::{ReadVolatile, VolatileMemoryError};
+
+use crate::map::{self, MapPages};
 
 /// How messages name an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +87,8 @@ pub(crate) struct Image {
     name: ImageName,
     source: Source,
     size: u64,
+    /// Whether it is a file that nobody can change.
+    sealed: bool,
 }
 
 #[derive(Debug)]
@@ -116,19 +120,35 @@ impl Image {
             .open(path)
             .map_err(open)?;
         let size = checked_size(&name, &file)?;
-        Ok(Self { name, source: Source::OwnFile(Mutex::new(file)), size })
+        Ok(Self { name, source: Source::OwnFile(Mutex::new(file)), size, sealed: false })
     }
 
     pub(crate) fn fd(fd: OwnedFd) -> Result<Self, ImageError> {
         let name = ImageName::Fd(fd.as_raw_fd());
         let file = File::from(fd);
         let size = checked_size(&name, &file)?;
-        Ok(Self { name, source: Source::SharedFile(file), size })
+        let sealed = map::is_sealed(&file);
+        Ok(Self { name, source: Source::SharedFile(file), size, sealed })
+    }
+
+    /// A sealed copy of what `fill` writes, which goes by the `name` of where it came from.
+    pub(crate) fn sealed(
+        name: ImageName,
+        fill: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> io::Result<Self> {
+        let file = map::sealed(fill)?;
+        let size = file.metadata()?.len();
+        Ok(Self { name, source: Source::OwnFile(Mutex::new(file)), size, sealed: true })
+    }
+
+    /// Whether it is a file that nobody can change.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed
     }
 
     pub(crate) fn bytes(bytes: Cow<'static, [u8]>) -> Self {
         let size = bytes.len() as u64;
-        Self { name: ImageName::Bytes, source: Source::Bytes(bytes), size }
+        Self { name: ImageName::Bytes, source: Source::Bytes(bytes), size, sealed: false }
     }
 
     pub(crate) fn check_not_empty(&self) -> Result<(), ImageError> {
@@ -171,6 +191,43 @@ impl Image {
         buffer.resize(len, 0);
         self.read_at(offset, &mut buffer)?;
         Ok(Cow::Owned(buffer))
+    }
+
+    /// Writes all of it to `file`.
+    pub(crate) fn copy_to_file(&self, to: &mut File) -> io::Result<()> {
+        let from = match &self.source {
+            Source::OwnFile(file) => &*file.lock().unwrap_or_else(PoisonError::into_inner),
+            Source::SharedFile(file) => file,
+            Source::Bytes(bytes) => return to.write_all(bytes),
+        };
+        let mut buffer = vec![0; COPY_BUFFER];
+        let mut offset = 0;
+        while offset < self.size {
+            let size = usize::try_from(self.size - offset).unwrap_or(usize::MAX).min(COPY_BUFFER);
+            let Some(chunk) = buffer.get_mut(..size) else { break };
+            from.read_exact_at(chunk, offset)?;
+            to.write_all(chunk)?;
+            offset += size as u64;
+        }
+        Ok(())
+    }
+
+    /// Maps `len` bytes from `offset` on into guest memory at `address`, if that can be done.
+    pub(crate) fn map_to(
+        &self,
+        offset: u64,
+        len: u64,
+        pages: &dyn MapPages,
+        address: GuestAddress,
+    ) -> io::Result<bool> {
+        match &self.source {
+            Source::OwnFile(file) => {
+                let file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                pages.map(file.as_fd(), offset, address, len)
+            }
+            Source::SharedFile(file) => pages.map(file.as_fd(), offset, address, len),
+            Source::Bytes(_) => Ok(false),
+        }
     }
 
     /// Copies `len` bytes from `offset` on to guest memory at `address`.

@@ -43,7 +43,7 @@ impl Initrd {
 
     /// How many bytes it has.
     #[must_use]
-    pub fn image_size(&self) -> u64 {
+    pub fn bytes_to_read(&self) -> u64 {
         self.0.size()
     }
 

@@ -1,8 +1,10 @@
 //! A kernel image, and how it is entered.
 
 use std::borrow::Cow;
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use linux_loader::bootparam::setup_header;
 use linux_loader::elf::ELFMAG;
@@ -15,15 +17,20 @@ use crate::error::LoadError;
 use crate::image::{Image, ImageError};
 use crate::initrd::Initrd;
 use crate::layout::{BOOT_PARAMS, COMMAND_LINE, HOLE_START, PVH_START_INFO};
+use crate::map::MapPages;
 use crate::{boot_params, e820, pvh};
 
 /// A kernel image: an ELF file (`vmlinux`) or a bzImage (`vmlinuz`), told apart by its content.
 ///
 /// It can be loaded into any number of machines, also from several threads at once.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Kernel {
-    image: Image,
+    image: Arc<Image>,
+    /// Of the bzImage that `image` was unpacked from.
+    unpacked_from: Option<BzImage>,
     protocol: Option<Protocol>,
+    /// Whether the file may be mapped although it could be changed.
+    mapped: bool,
 }
 
 impl Kernel {
@@ -48,7 +55,54 @@ impl Kernel {
 
     /// The kernel in `bytes`, which are looked at when it is loaded.
     pub fn bytes(bytes: impl Into<Cow<'static, [u8]>>) -> Self {
-        Self { image: Image::bytes(bytes.into()), protocol: None }
+        Self::new(Image::bytes(bytes.into()))
+    }
+
+    /// Reads the kernel now, once for all the machines that it is given to (this value can be cloned), and
+    /// unpacks it if it is a bzImage. A machine then *maps* it: nothing is copied but what the
+    /// guest changes, and the rest, as the kernel's text, is in memory once for all machines.
+    ///
+    /// It takes as much memory as the unpacked kernel, for as long as this value, a clone of it, or a
+    /// machine lives. The memory is a sealed memfd, so whatever happens to the file where the kernel came
+    /// from does no harm.
+    ///
+    /// ```no_run
+    /// # use sparkler_loader::Kernel;
+    /// let kernel = Kernel::file("/boot/vmlinuz")?.shared()?;
+    /// let for_another_machine = kernel.clone();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// [`LoadError`] if the image cannot be read or unpacked, or memory is lacking.
+    pub fn shared(self) -> Result<Self, LoadError> {
+        let name = self.image.name().clone();
+        let (unpacked_from, image) = match self.format()? {
+            Format::Elf => {
+                (self.unpacked_from, Image::sealed(name.clone(), |to| self.image.copy_to_file(to)))
+            }
+            Format::BzImage => {
+                let (bzimage, elf) = self.unpack(HOLE_START.0)?;
+                (Some(bzimage), Image::sealed(name.clone(), |to| to.write_all(&elf)))
+            }
+        };
+        let image = image.map_err(|source| ImageError::Read { image: name, source })?;
+        Ok(Self { image: Arc::new(image), unpacked_from, ..self })
+    }
+
+    /// Lets machines map the kernel's file instead of reading it. An ELF file's text is then in memory once
+    /// for all machines, those of other processes included, for it is the file's own page cache.
+    /// A bzImage has to be unpacked and is not mapped, see [`shared`](Self::shared).
+    ///
+    /// **The file must stay as it is while a machine runs.** Whoever writes to it changes running
+    /// kernels, and whoever makes it shorter ends the processes that run them (`SIGBUS`). To
+    /// replace it by another file of the same name, as package managers do, is safe. A sealed memfd, given
+    /// to [`fd`](Self::fd), needs no such trust, and is mapped without this word.
+    #[must_use]
+    pub fn mapped(mut self) -> Self {
+        self.mapped = true;
+        self
     }
 
     /// Demands a boot protocol, where [`load`](Self::load) would choose by itself.
@@ -58,10 +112,11 @@ impl Kernel {
         self
     }
 
-    /// How many bytes the image has. A bzImage is packed: the kernel in it has more.
+    /// How many bytes of the image [`load_with`](Self::load_with) has to read: none to speak of if it can
+    /// map them. From a bzImage come more than are read.
     #[must_use]
-    pub fn image_size(&self) -> u64 {
-        self.image.size()
+    pub fn bytes_to_read(&self) -> u64 {
+        if self.may_be_mapped() { 0 } else { self.image.size() }
     }
 
     /// Writes the kernel, its command line, the initrd, and what the boot protocol hands over
@@ -88,45 +143,86 @@ impl Kernel {
         memory: &M,
         config: &BootConfig<'_>,
     ) -> Result<Entry, LoadError> {
-        match detect(&self.image)? {
-            Format::Elf => {
+        self.load_with(memory, config, None)
+    }
+
+    /// As [`load`](Self::load), with `pages` to map what can be mapped.
+    ///
+    /// # Errors
+    ///
+    /// As of [`load`](Self::load).
+    pub fn load_with<M: GuestMemoryBackend>(
+        &self,
+        memory: &M,
+        config: &BootConfig<'_>,
+        pages: Option<&dyn MapPages>,
+    ) -> Result<Entry, LoadError> {
+        let pages = pages.filter(|_| self.may_be_mapped());
+        match (self.unpacked_from, self.format()?) {
+            (Some(bzimage), _) => self.load_unpacked(&bzimage, &self.image, memory, config, pages),
+            (None, Format::BzImage) => {
+                let (bzimage, elf) = self.unpack(e820::end_of_low_memory(memory))?;
+                let unpacked = Image::bytes(elf.into());
+                self.load_unpacked(&bzimage, &unpacked, memory, config, None)
+            }
+            (None, Format::Elf) => {
                 let error = |source| LoadError::Elf { image: self.image.name().clone(), source };
                 let elf = Elf::parse(&self.image).map_err(error)?;
                 let entry = elf.entry(self.protocol).map_err(error)?;
                 let info = BootInfo::new(memory, config, elf.end(), u64::MAX)?;
-                elf.load(&self.image, memory).map_err(error)?;
+                elf.load(&self.image, memory, pages).map_err(error)?;
                 info.write(memory, config, entry, None)
             }
-            Format::BzImage => self.load_bzimage(memory, config),
         }
     }
 
-    fn load_bzimage<M: GuestMemoryBackend>(
+    /// Unpacks a bzImage that gives no more than `limit` bytes.
+    fn unpack(&self, limit: u64) -> Result<(BzImage, Vec<u8>), LoadError> {
+        let error = |source| LoadError::BzImage { image: self.image.name().clone(), source };
+        let bzimage = BzImage::parse(&self.image).map_err(error)?;
+        let unpacked = bzimage.unpack(&self.image, limit).map_err(error)?;
+        Ok((bzimage, unpacked))
+    }
+
+    /// Loads the ELF file that was in a bzImage.
+    fn load_unpacked<M: GuestMemoryBackend>(
         &self,
+        bzimage: &BzImage,
+        unpacked: &Image,
         memory: &M,
         config: &BootConfig<'_>,
+        pages: Option<&dyn MapPages>,
     ) -> Result<Entry, LoadError> {
-        let error = |source| LoadError::BzImage { image: self.image.name().clone(), source };
-        let elf_error = |source| error(BzImageError::Elf(source));
-        let bzimage = BzImage::parse(&self.image).map_err(error)?;
+        let image = || self.image.name().clone();
+        let error =
+            |source| LoadError::BzImage { image: image(), source: BzImageError::Elf(source) };
         let (length, limit) = (config.cmdline.as_str().len(), bzimage.cmdline_limit());
         if length > limit {
-            let image = self.image.name().clone();
-            return Err(LoadError::CmdlineTooLong { image, length, limit });
+            return Err(LoadError::CmdlineTooLong { image: image(), length, limit });
         }
-        let limit = e820::end_of_low_memory(memory);
-        let unpacked = Image::bytes(bzimage.unpack(&self.image, limit).map_err(error)?.into());
-        let elf = Elf::parse(&unpacked).map_err(elf_error)?;
-        let entry = elf.entry(self.protocol).map_err(elf_error)?;
+        let elf = Elf::parse(unpacked).map_err(error)?;
+        let entry = elf.entry(self.protocol).map_err(error)?;
         let end = elf.end().max(bzimage.init_end());
         let info = BootInfo::new(memory, config, end, bzimage.initrd_limit())?;
-        elf.load(&unpacked, memory).map_err(elf_error)?;
+        elf.load(unpacked, memory, pages).map_err(error)?;
         info.write(memory, config, entry, Some(bzimage.header()))
+    }
+
+    fn may_be_mapped(&self) -> bool {
+        self.mapped || self.image.is_sealed()
+    }
+
+    fn format(&self) -> Result<Format, ImageError> {
+        detect(&self.image)
     }
 
     fn from_image(image: Image) -> Result<Self, ImageError> {
         detect(&image)?;
-        Ok(Self { image, protocol: None })
+        Ok(Self::new(image))
+    }
+
+    fn new(image: Image) -> Self {
+        Self { image: Arc::new(image), unpacked_from: None, protocol: None, mapped: false }
     }
 }
 

@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![warn(missing_docs)]
 
 pub mod acpi;
@@ -14,6 +14,8 @@ mod image;
 mod initrd;
 mod kernel;
 pub mod layout;
+#[allow(unsafe_code)] // Three system calls on memfds.
+mod map;
 pub mod mptable;
 mod pvh;
 mod pvh_note;
@@ -26,3 +28,4 @@ pub use error::LoadError;
 pub use image::{ImageError, ImageName};
 pub use initrd::Initrd;
 pub use kernel::{BootConfig, Entry, Kernel, Protocol};
+pub use map::MapPages;

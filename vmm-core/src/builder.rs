@@ -17,6 +17,7 @@ use crate::arch::x86_64::{self, VcpuTemplate};
 use crate::control::Control;
 use crate::error::KvmError;
 use crate::machine::{Machine, SerialConsole, ports};
+use crate::sys::kernel_pages::KernelPages;
 use crate::timeline::{Milestone, Recorder};
 use crate::vcpu::Vcpu;
 use crate::virtio_slots::{self, Slot};
@@ -167,8 +168,8 @@ impl VmBuilder {
 
     /// Does both, the one beside the other if there is enough to load that a thread is worth its start.
     fn both<A, B: Send>(&self, load: impl FnOnce() -> A, create: impl Fn() -> B + Sync) -> (A, B) {
-        let kernel = self.kernel.as_ref().map_or(0, Kernel::image_size);
-        let initrd = self.initrd.as_ref().map_or(0, Initrd::image_size);
+        let kernel = self.kernel.as_ref().map_or(0, Kernel::bytes_to_read);
+        let initrd = self.initrd.as_ref().map_or(0, Initrd::bytes_to_read);
         if kernel.saturating_add(initrd) < WORTH_A_THREAD {
             return (load(), create());
         }
@@ -254,7 +255,7 @@ impl VmBuilder {
         x86_64::write_page_tables(memory).map_err(BuildError::BootState)?;
         x86_64::write_reset_vector(memory).map_err(BuildError::BootState)?;
         let config = BootConfig { cmdline, initrd: self.initrd.as_ref(), rsdp };
-        Ok(kernel.load(memory, &config)?)
+        Ok(kernel.load_with(memory, &config, Some(&KernelPages(memory)))?)
     }
 
     /// Puts devices and vCPUs together.

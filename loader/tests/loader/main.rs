@@ -13,4 +13,5 @@ mod boot_info;
 mod bzimage;
 mod elf;
 mod images;
+mod mapped;
 mod support;

@@ -1,0 +1,62 @@
+//! Kernels that several machines share: mapped into guest memory instead of copied.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
+
+use vm_memory::GuestAddress;
+
+/// Puts pages of a file into guest memory without copying them, so that all machines that only read a page
+/// have it in common.
+///
+/// The loader itself knows of guest memory no more than how to write to it; whoever mapped it can do this.
+pub trait MapPages {
+    /// Makes the `length` bytes of guest memory from `address` on what `file` has at `offset`, privately:
+    /// what is written there later is seen in this memory alone. All three numbers are multiples of
+    /// 4 KiB, and the range is within guest memory. `Ok(false)` if this memory cannot be mapped
+    /// over; then the bytes are copied instead.
+    ///
+    /// # Errors
+    /// If the mapping failed; what the range holds is then unknown.
+    fn map(
+        &self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        address: GuestAddress,
+        length: u64,
+    ) -> io::Result<bool>;
+}
+
+/// A file in memory (memfd) with these bytes, which nobody can change any more, us included.
+pub(crate) fn sealed(fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
+    let mut file = memfd()?;
+    fill(&mut file)?;
+    file.flush()?;
+    let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE | libc::F_SEAL_SEAL;
+    // SAFETY: the descriptor is open, and the request takes an integer.
+    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file)
+}
+
+/// Whether nobody can change the file's content or make it shorter: a memfd that is sealed so.
+pub(crate) fn is_sealed(file: &File) -> bool {
+    let needed = libc::F_SEAL_SHRINK | libc::F_SEAL_WRITE;
+    // SAFETY: the descriptor is open, and the request takes nothing. Other files than memfds refuse it.
+    let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
+    seals >= 0 && seals & needed == needed
+}
+
+fn memfd() -> io::Result<File> {
+    let create = |flags| {
+        // SAFETY: the name is a C string, and the descriptor is a new one that nobody else has.
+        unsafe {
+            let fd = libc::memfd_create(c"kernel".as_ptr(), flags);
+            if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(File::from_raw_fd(fd)) }
+        }
+    };
+    let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+    // A host may insist that it cannot be executed; kernels before 6.3 do not know the flag.
+    create(flags | libc::MFD_NOEXEC_SEAL).or_else(|_| create(flags))
+}

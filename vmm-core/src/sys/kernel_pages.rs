@@ -1,0 +1,69 @@
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use sparkler_loader::MapPages;
+use vm_memory::GuestRegionMmap;
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+/// Guest memory that parts of a kernel's file can be mapped over, while no vCPU runs.
+pub(crate) struct KernelPages<'a>(pub(crate) &'a GuestMemoryMmap);
+
+impl MapPages for KernelPages<'_> {
+    fn map(
+        &self,
+        file: BorrowedFd<'_>,
+        offset: u64,
+        address: GuestAddress,
+        length: u64,
+    ) -> io::Result<bool> {
+        let Some((region, start)) = self.0.to_region_addr(address) else { return Ok(false) };
+        let end = start.0.checked_add(length).filter(|&end| end <= region.len());
+        if end.is_none() || !is_plain(region) {
+            return Ok(false);
+        }
+        let place = region.get_host_address(start).map_err(io::Error::other)?;
+        let length = usize::try_from(length).map_err(io::Error::other)?;
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        let mapped = replace(place, length, Some((file, offset)));
+        if mapped.is_err() {
+            // Not to leave a gap, which another thread's mapping could fall into.
+            replace(place, length, None)?;
+        }
+        mapped.map(|()| true)
+    }
+}
+
+/// Whether the region consists of ordinary pages that belong to this process alone.
+fn is_plain(region: &GuestRegionMmap) -> bool {
+    let flags = region.flags();
+    let plain = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    region.file_offset().is_none() && flags & plain == plain && flags & libc::MAP_HUGETLB == 0
+}
+
+/// Replaces what is mapped at `place`, a part of one of our regions, by a private copy of the file, or by
+/// pages of zeros.
+fn replace(
+    place: *mut u8,
+    length: usize,
+    file: Option<(BorrowedFd<'_>, libc::off_t)>,
+) -> io::Result<()> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    let (fd, offset, flags) = match file {
+        Some((fd, offset)) => (fd.as_raw_fd(), offset, flags),
+        None => (-1, 0, flags | libc::MAP_ANONYMOUS),
+    };
+    // SAFETY: the range lies within one region, which owns it and gives it back as a whole, whatever is
+    // mapped there. It stays readable and writable, and guest memory is only ever accessed as volatile
+    // memory, so its content may change at any time. That the file does not get shorter is promised by a seal or by
+    // whoever called `Kernel::mapped`.
+    let mapped = unsafe { libc::mmap(place.cast(), length, protection, flags, fd, offset) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it was just mapped. As of all guest memory, no child process needs it.
+    if unsafe { libc::madvise(mapped, length, libc::MADV_DONTFORK) } != 0 {
+        log::debug!("madvise(MADV_DONTFORK): {}", io::Error::last_os_error());
+    }
+    Ok(())
+}
