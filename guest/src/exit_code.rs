@@ -71,6 +71,13 @@ pub const VIRTIO_REGISTER: u8 = 0x6e;
 /// `test=hostile`: the device did not ask for a reset though the driver broke the rules.
 pub const VIRTIO_TOLERANT: u8 = 0x6f;
 
+/// `test=net`: a frame is not what was sent; the console says which.
+pub const NET_CONTENT: u8 = 0x71;
+/// `test=net`: a frame came after one that was sent later, or twice; the console says which.
+pub const NET_ORDER: u8 = 0x72;
+/// `test=net`: frames did not come.
+pub const NET_LOST: u8 = 0x73;
+
 /// A word of the command line that the guest knows has a value that it cannot use.
 pub const BAD_COMMAND_LINE: u8 = 0x70;
 /// The CPU raised an exception that no test asked for; the console says which.

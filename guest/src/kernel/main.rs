@@ -76,6 +76,8 @@ fn run(boot: &BootInfo, cmdline: &Cmdline) -> TestResult {
         b"disksum" => virtio::sum(boot, cmdline),
         b"diskfill" => virtio::fill(boot, cmdline),
         b"iops" => virtio::iops(boot, cmdline),
+        b"net" => virtio::net(boot, cmdline),
+        b"netinfo" => virtio::net_info(boot, cmdline),
         b"hostile" => virtio::hostile(boot, cmdline),
         b"speed" => speed::run(cmdline),
         b"hang" => end::hang(),

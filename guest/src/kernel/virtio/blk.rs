@@ -4,7 +4,7 @@ use super::content::Random;
 use super::dma::{Arena, Memory};
 use super::irq::Waiter;
 use super::mmio::{CONFIGURATION, Device, EVENT_IDX, INDIRECT, VERSION_1};
-use super::queue::{Buffer, CHAIN, Queue};
+use super::queue::{Buffers, Queue};
 use crate::TestResult;
 use crate::cmdline::Cmdline;
 use crate::exit_code::{BAD_COMMAND_LINE, DISK_ERROR, VIRTIO_RING};
@@ -199,7 +199,7 @@ impl Disk {
         }
         let (queue, slot) = (slot as u64 % self.queue_count, slot as u64 / self.queue_count);
         if let Some(queue) = &mut self.queues[queue as usize] {
-            queue.submit(slot, buffers.list.into_iter().flatten());
+            queue.submit(slot, buffers);
         }
     }
 
@@ -253,38 +253,5 @@ impl Disk {
 
     fn slot(&self, slot: usize) -> &Slot {
         self.slots[slot].as_ref().unwrap_or_else(|| panic!())
-    }
-}
-
-/// A request in pieces.
-#[derive(Default)]
-struct Buffers {
-    list: [Option<Buffer>; CHAIN as usize],
-    count: usize,
-}
-
-impl Buffers {
-    fn cut(&mut self, memory: Memory, at: u64, writable: bool) {
-        self.push(memory.part(0, at), writable);
-        self.push(memory.part(at, memory.length() - at), writable);
-    }
-
-    /// Into 1 to 4 pieces.
-    fn cut_at_random(&mut self, memory: Memory, writable: bool, random: &mut Random) {
-        let mut rest = memory;
-        for _ in 0..random.below(CHAIN / 2) {
-            let at = random.below(rest.length() + 1);
-            self.push(rest.part(0, at), writable);
-            rest = rest.part(at, rest.length() - at);
-        }
-        self.push(rest, writable);
-    }
-
-    /// Adds a piece, unless it is empty.
-    fn push(&mut self, memory: Memory, writable: bool) {
-        if memory.length() > 0 {
-            self.list[self.count] = Some(Buffer { memory, writable });
-            self.count += 1;
-        }
     }
 }

@@ -68,6 +68,13 @@ impl Memory {
         unsafe { ptr::write_bytes(self.start as *mut u8, byte, self.length as usize) }
     }
 
+    /// Copies all of `from`, which must not overlap this, to this place.
+    pub(crate) fn copy_from(&self, offset: u64, from: Memory) {
+        let to = self.part(offset, from.length).start as *mut u8;
+        // SAFETY: both ranges are mapped and in bounds, and nothing of the guest's own lies there.
+        unsafe { ptr::copy_nonoverlapping(from.start as *const u8, to, from.length as usize) }
+    }
+
     fn atomic(&self, offset: u64) -> &AtomicU16 {
         // SAFETY: mapped and in bounds; all offsets in use are even.
         unsafe { AtomicU16::from_ptr(self.part(offset, 2).start as *mut u16) }

@@ -5,6 +5,7 @@
 
 use core::sync::atomic::{Ordering, fence};
 
+use super::content::Random;
 use super::dma::{Arena, Memory};
 use super::mmio::{Device, EVENT_IDX, INDIRECT};
 use crate::exit_code::{VIRTIO_QUEUE, VIRTIO_RING};
@@ -27,9 +28,50 @@ const SILENCE: u16 = 1;
 
 /// A buffer in a request.
 #[derive(Clone, Copy)]
-pub(crate) struct Buffer {
-    pub(crate) memory: Memory,
-    pub(crate) writable: bool,
+struct Buffer {
+    memory: Memory,
+    writable: bool,
+}
+
+/// A request in pieces.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    list: [Option<Buffer>; CHAIN as usize],
+    count: usize,
+}
+
+impl Buffers {
+    /// In one piece.
+    pub(crate) fn one(memory: Memory, writable: bool) -> Self {
+        let mut buffers = Self::default();
+        buffers.push(memory, writable);
+        buffers
+    }
+
+    /// Into two pieces, the first of `at` bytes.
+    pub(crate) fn cut(&mut self, memory: Memory, at: u64, writable: bool) {
+        self.push(memory.part(0, at), writable);
+        self.push(memory.part(at, memory.length() - at), writable);
+    }
+
+    /// Into 1 to 4 pieces.
+    pub(crate) fn cut_at_random(&mut self, memory: Memory, writable: bool, random: &mut Random) {
+        let mut rest = memory;
+        for _ in 0..random.below(CHAIN / 2) {
+            let at = random.below(rest.length() + 1);
+            self.push(rest.part(0, at), writable);
+            rest = rest.part(at, rest.length() - at);
+        }
+        self.push(rest, writable);
+    }
+
+    /// Adds a piece, unless it is empty.
+    pub(crate) fn push(&mut self, memory: Memory, writable: bool) {
+        if memory.length() > 0 {
+            self.list[self.count] = Some(Buffer { memory, writable });
+            self.count += 1;
+        }
+    }
 }
 
 pub(crate) struct Queue {
@@ -103,8 +145,8 @@ impl Queue {
         if self.indirect { u64::from(self.size) } else { u64::from(self.size) / CHAIN }
     }
 
-    /// Makes a request of 1 to [`CHAIN`] buffers available in a slot that has none in flight.
-    pub(crate) fn submit(&mut self, slot: u64, buffers: impl Iterator<Item = Buffer>) {
+    /// Makes a request of 1 to [`CHAIN`] pieces available in a slot that has none in flight.
+    pub(crate) fn submit(&mut self, slot: u64, buffers: Buffers) {
         assert!(slot < self.slots() && !self.in_flight[slot as usize]);
         self.in_flight[slot as usize] = true;
         let own = CHAIN * DESCRIPTOR;
@@ -114,7 +156,7 @@ impl Queue {
             (self.table.part(slot * own, own), slot * CHAIN)
         };
         let mut count = 0;
-        for buffer in buffers {
+        for buffer in buffers.list.into_iter().flatten() {
             if count > 0 {
                 let last = (count - 1) * DESCRIPTOR;
                 chain.write(last + 12, chain.read::<u16>(last + 12) | NEXT);

@@ -3,7 +3,7 @@
 use super::dma::{Arena, Memory};
 use super::irq::Waiter;
 use super::mmio::{self, Device, EVENT_IDX, INDIRECT, VERSION_1};
-use super::queue::{Buffer, Queue};
+use super::queue::{Buffers, Queue};
 use crate::bootinfo::BootInfo;
 use crate::cmdline::Cmdline;
 use crate::exit_code::{RNG_CONTENT, VIRTIO_MISSING, VIRTIO_RING};
@@ -63,7 +63,7 @@ fn fill(
     while filled < BYTES {
         let rest = buffer.part(filled, BYTES - filled);
         for queue in queues.iter_mut().flatten() {
-            queue.submit(0, [Buffer { memory: rest, writable: true }].into_iter());
+            queue.submit(0, Buffers::one(rest, true));
             queue.kick(device);
         }
         waiter.wait(queues)?;
