@@ -18,9 +18,10 @@ const MAC: u64 = 1 << 5;
 const MERGEABLE: u64 = 1 << 15;
 const STATUS: u64 = 1 << 16;
 const CONTROL: u64 = 1 << 17;
+const MULTI_QUEUE: u64 = 1 << 22;
 const ACCEPTED: u64 = MTU | MAC | MERGEABLE | STATUS | EVENT_IDX | INDIRECT | VERSION_1;
 
-pub(crate) const RECEIVE: usize = 0;
+const RECEIVE: usize = 0;
 pub(crate) const TRANSMIT: usize = 1;
 pub(crate) const COMMANDS: usize = 2;
 /// All of these.
@@ -317,7 +318,9 @@ pub(crate) fn info(boot: &BootInfo, cmdline: &Cmdline) -> TestResult {
     if offered & STATUS != 0 {
         uart::key_value(b"status", field(4) >> 16);
     }
-    uart::key_value(b"queue_pairs", field(8) & 0xffff);
+    if offered & MULTI_QUEUE != 0 {
+        uart::key_value(b"queue_pairs", field(8) & 0xffff);
+    }
     if offered & MTU != 0 {
         uart::key_value(b"mtu", field(8) >> 16);
     }
