@@ -31,6 +31,9 @@ const LAB_PROGRAMS: [(&str, &str); 5] = [
 const ROOT_DISK_PROGRAMS: [(&str, &str); 2] =
     [("debootstrap", "debootstrap"), ("mkfs.ext4", "e2fsprogs")];
 
+/// What is on the other side of a guest's network.
+pub(crate) const NETWORK_PROGRAMS: [&str; 3] = ["iperf3", "tcpdump", "passt"];
+
 /// Other monitors. The lab is QEMU's too, but hardware KVM needs no lab.
 const PEERS: [(&str, &str); 2] =
     [("qemu-system-x86_64", "qemu-system-x86"), ("/usr/share/seabios/bios-microvm.bin", "seabios")];
@@ -73,6 +76,12 @@ pub(crate) fn lab_tools() -> Result<()> {
 /// What runs next to our monitor in a benchmark.
 pub(crate) fn peers() -> Result<()> {
     debian_packages(&PEERS)
+}
+
+/// What is on the other side of a guest's network.
+pub(crate) fn network_programs() -> Result<()> {
+    // Each is in a package of its own name.
+    debian_packages(&NETWORK_PROGRAMS.map(|program| (program, program)))
 }
 
 /// Everything that a disk with a Debian root is made with, and the rights for it.

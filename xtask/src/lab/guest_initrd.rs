@@ -10,7 +10,16 @@ use crate::setup::Kernel;
 use crate::step;
 
 /// In the order in which they are loaded: what one needs comes before it.
-const MODULES: [&str; 5] = ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "virtio-rng"];
+const MODULES: [&str; 8] = [
+    "virtio_ring",
+    "virtio",
+    "virtio_mmio",
+    "virtio_blk",
+    "virtio-rng",
+    "failover",
+    "net_failover",
+    "virtio_net",
+];
 
 /// Packs it anew into `cache`.
 pub(super) fn pack(cache: &Path, init: &Path, kernel: &Kernel) -> Result<PathBuf> {

@@ -55,6 +55,9 @@ pub(crate) struct Options {
     /// Attach a disk with a Debian root, named by SPARKLER_ROOT_DISK, before other disks
     #[arg(long)]
     root_disk: bool,
+    /// Take iperf3, tcpdump and passt along
+    #[arg(long)]
+    network: bool,
     /// Set a variable in the command's environment
     #[arg(long = "env", value_name = "NAME=VALUE", value_parser = files::parse_variable)]
     env: Vec<(String, String)>,
@@ -109,6 +112,9 @@ fn try_run(options: &Options) -> Result<Ended> {
     };
     if options.root_disk {
         run.add_root_disk(lab.guest())?;
+    }
+    if options.network {
+        run.add_network_programs()?;
     }
     let io = if terminal { Io::Terminal } else { Io::Inherit };
     Ok(lab.run(&run, io)?.ended)
@@ -212,6 +218,13 @@ impl Run {
         self.disks.insert(0, guest.root_disk()?);
         self.env.push((ROOT_DISK.to_owned(), qemu::FIRST_DISK.to_owned()));
         self.files.extend(with_libraries(&["e2fsck"])?);
+        Ok(())
+    }
+
+    /// Takes along what is on the other side of a guest's network.
+    pub(crate) fn add_network_programs(&mut self) -> Result<()> {
+        setup::network_programs()?;
+        self.files.extend(with_libraries(&setup::NETWORK_PROGRAMS)?);
         Ok(())
     }
 }

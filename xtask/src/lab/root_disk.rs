@@ -11,7 +11,7 @@ use crate::setup;
 use crate::step;
 
 /// Debian packages beyond the smallest system. Busybox is its init.
-const PACKAGES: &str = "busybox,fio";
+const PACKAGES: &str = "busybox,fio,iproute2,iputils-ping,ethtool,iperf3";
 
 /// Room for some 100 MB more than what is on it.
 const SIZE: &str = "512M";

@@ -4,6 +4,8 @@ use anyhow::{Context, Result};
 use std::process::Command;
 
 use crate::cargo::{self, Built};
+#[cfg(doc)]
+use crate::setup;
 
 /// What the ignored tests of a program need of a host, told by the program's name alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub(crate) enum Need {
     StockLinux,
     /// `debian_*`: that, and a disk with a Debian root.
     DebianRoot,
+    /// `network_*`: that, an administrator's rights, and programs of [`setup::NETWORK_PROGRAMS`].
+    Network,
     /// `host_*`: an administrator's rights.
     Root,
     /// Any other name: Debian's kernel, as a file.
@@ -26,6 +30,7 @@ impl Need {
             Some("kvm" | "terminal") => Self::Kvm,
             Some("linux") => Self::StockLinux,
             Some("debian") => Self::DebianRoot,
+            Some("network") => Self::Network,
             Some("host") => Self::Root,
             _ => Self::Kernel,
         }

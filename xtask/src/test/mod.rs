@@ -3,15 +3,15 @@
 //! | tier | what | needs |
 //! |---|---|---|
 //! | T0 | tests that are not ignored, documentation tests, a build with the oldest compiler promised | nothing |
-//! | T1 | ignored tests, except those of programs named `linux_*` and `debian_*` | by name: see [`harness::Need`] |
-//! | T2 | a boot of Debian's kernel, `linux_*` and `debian_*`, in the lab and on hardware KVM; `kvm_*` in the lab where there is no KVM, or if asked | Debian's QEMU |
+//! | T1 | ignored tests, except those of programs named `linux_*`, `debian_*` and `network_*` | by name: see [`harness::Need`] |
+//! | T2 | a boot of Debian's kernel, `linux_*`, `debian_*` and `network_*`, in the lab and on hardware KVM; `kvm_*` in the lab where there is no KVM, or if asked | Debian's QEMU |
 //! | T3 | each fuzz target for a while | a nightly compiler |
 //!
 //! A test that needs something of its host says so in `#[ignore = "needs /dev/kvm"]` and stands in a file
 //! whose name begins as [`harness::Need`] says: `tests/kvm_*.rs`, `tests/linux_*.rs` and so on. It finds
 //! Debian's kernel and an initrd by the variables `SPARKLER_KERNEL` and `SPARKLER_INITRD`, and a disk with
 //! a Debian root, which it must not write to, by `SPARKLER_ROOT_DISK`. `SPARKLER_VERIFY_SECONDS` is handed on
-//! to the tests: how long they verify data on disks.
+//! to the tests: how long they verify data on disks; and `SPARKLER_THOROUGH`: networks are tested at length.
 //! So `cargo test` alone passes anywhere, and a test that could not run is never counted as passed: here
 //! it is skipped, by count.
 //!

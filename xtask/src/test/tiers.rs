@@ -25,6 +25,9 @@ const LAB_TRIES: u32 = 3;
 /// The variable that says for how long data on disks is verified.
 const VERIFY_SECONDS: &str = "SPARKLER_VERIFY_SECONDS";
 
+/// The variable that says that networks are to be tested at length.
+const THOROUGH: &str = "SPARKLER_THOROUGH";
+
 pub(super) fn t0(report: &mut Report) -> Result<()> {
     let common = ["--workspace", "--all-features", "--no-fail-fast"];
     let mut tests = cargo::cargo("test");
@@ -57,7 +60,7 @@ pub(super) fn t1(report: &mut Report) -> Result<()> {
     for harness in Programs::build(None)?.harnesses {
         let lacking = match (harness.need(), &guest) {
             // The next tier's.
-            (Need::StockLinux | Need::DebianRoot, _) => continue,
+            (Need::StockLinux | Need::DebianRoot | Need::Network, _) => continue,
             (Need::Kvm, _) if kvm == Kvm::None => kvm.to_string(),
             (Need::Root, _) if !rustix::process::geteuid().is_root() => "not root".to_owned(),
             (Need::Kernel, Err(error)) => format!("{error:#}"),
@@ -78,7 +81,7 @@ pub(super) fn t2(report: &mut Report, kvm_in_lab: bool) -> Result<()> {
         t2_on_this_host(report)?;
     }
     let in_lab = |harness: &&Harness| match harness.need() {
-        Need::StockLinux | Need::DebianRoot => true,
+        Need::StockLinux | Need::DebianRoot | Need::Network => true,
         Need::Kvm => kvm_in_lab || kvm == Kvm::None,
         Need::Root | Need::Kernel => false,
     };
@@ -114,12 +117,17 @@ pub(super) fn t2(report: &mut Report, kvm_in_lab: bool) -> Result<()> {
         // At the same path as here: that is what the test was compiled with.
         let files = own.chain([&harness.built]).map(|built| &built.executable);
         run.files = files.map(|file| Shared { host: file.clone(), guest: file.clone() }).collect();
-        if harness.need() == Need::DebianRoot {
+        if matches!(harness.need(), Need::DebianRoot | Need::Network) {
             if root_disk(report, lab.guest(), &title, harness)?.is_none() {
                 continue;
             }
             run.add_root_disk(lab.guest())?;
-            run.env.extend(std::env::var(VERIFY_SECONDS).map(|it| (VERIFY_SECONDS.to_owned(), it)));
+            for name in [VERIFY_SECONDS, THOROUGH] {
+                run.env.extend(std::env::var(name).map(|it| (name.to_owned(), it)));
+            }
+        }
+        if harness.need() == Need::Network {
+            run.add_network_programs()?;
         }
         run_in_lab(report, &lab, &title, &run, |ended, output| {
             Counts::of_output(output, ended == Some(Ended::Exit(0)))
@@ -135,7 +143,14 @@ fn t2_on_this_host(report: &mut Report) -> Result<()> {
         let mut run = on_this_host(&harness, Some(&guest));
         match harness.need() {
             Need::StockLinux => {}
-            Need::DebianRoot => {
+            Need::Network if !rustix::process::geteuid().is_root() => {
+                report.skipped("T2", &title, harness.tests, "not root");
+                continue;
+            }
+            Need::DebianRoot | Need::Network => {
+                if harness.need() == Need::Network {
+                    setup::network_programs()?;
+                }
                 let Some(disk) = root_disk(report, &guest, &title, &harness)? else { continue };
                 run.env(ROOT_DISK, disk);
             }
