@@ -47,7 +47,7 @@ impl Job {
             .build()
             .map_err(Failure::refused)?;
         let running = vm.start().map_err(Failure::failed)?;
-        let stop = running.stop_handle();
+        let stop = running.handle();
         let (ended, end) = channel::<()>();
         let watch = move || {
             if end.recv_timeout(TIME_LIMIT) == Err(RecvTimeoutError::Timeout) {

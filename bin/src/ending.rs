@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicI32, Ordering},
 };
 
-use sparkler::StopHandle;
+use sparkler::VmHandle;
 
 /// Asked for from any thread, even before the machine runs; the machine is stopped once.
 #[derive(Default)]
@@ -13,12 +13,12 @@ pub(crate) struct Ending {
     asked: AtomicBool,
     /// The first signal that asked; 0 is none.
     signal: AtomicI32,
-    stop: OnceLock<StopHandle>,
+    stop: OnceLock<VmHandle>,
 }
 
 impl Ending {
     /// The machine runs: stops it at once if that was asked for already.
-    pub(crate) fn arm(&self, stop: StopHandle) {
+    pub(crate) fn arm(&self, stop: VmHandle) {
         let stop = self.stop.get_or_init(|| stop);
         // After the handle is in place: a request either sees it there, or is seen here.
         if self.asked.load(Ordering::SeqCst) {

@@ -49,7 +49,7 @@ fn boot(args: &RunArgs) -> Result<Ended, Failure> {
     let raw = terminal.clone().map(RawMode::new);
     let running = vm.start().map_err(Failure::failed)?;
     let ending = Arc::new(Ending::default());
-    ending.arm(running.stop_handle());
+    ending.arm(running.handle());
     caught.act(Arc::clone(&ending), terminal).map_err(Failure::failed)?;
     if let Some(keyboard) = keyboard {
         keyboard.start(Arc::clone(&ending)).map_err(Failure::failed)?;

@@ -14,6 +14,8 @@ pub trait BusDevice: Send + Sync {
     fn read(&self, offset: u64, data: &mut [u8]);
     /// The guest writes `data`.
     fn write(&self, offset: u64, data: &[u8]);
+    /// The machine is reset, to start anew: back to the state at power-on. No vCPU runs meanwhile.
+    fn reset(&self) {}
 }
 
 /// Why a device cannot sit on a bus at the range asked for.
@@ -118,6 +120,11 @@ impl Bus {
         if let Some((device, offset)) = self.find(address) {
             device.write(offset, data);
         }
+    }
+
+    /// Resets every device.
+    pub fn reset(&self) {
+        self.slots.iter().for_each(|slot| slot.device.reset());
     }
 
     fn find(&self, address: u64) -> Option<(&dyn BusDevice, u64)> {

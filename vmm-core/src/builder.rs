@@ -18,8 +18,8 @@ use crate::control::Control;
 use crate::error::KvmError;
 use crate::machine::{Machine, SerialConsole, ports};
 use crate::sys::kernel_pages::KernelPages;
+use crate::sys::signal;
 use crate::timeline::{Milestone, Recorder};
-use crate::vcpu::Vcpu;
 use crate::virtio_slots::{self, Slot};
 use crate::{BuildError, Console, MemorySize, Vm, host, memory};
 
@@ -163,7 +163,8 @@ impl VmBuilder {
         let entry = entry?;
         let hardware = hardware?;
         self.check_address_width(&hardware)?;
-        self.assemble(hardware, &entry, memory, slots, Arc::new(Control::new(count, recorder)))
+        let control = Control::new(count, recorder).map_err(KvmError::EventFd)?;
+        self.assemble(hardware, &entry, memory, slots, Arc::new(control))
     }
 
     /// Does both, the one beside the other if there is enough to load that a thread is worth its start.
@@ -275,10 +276,10 @@ impl VmBuilder {
         let serial = SerialConsole::new(serial_interrupt, connected, Console::BUFFER_SIZE)
             .map_err(KvmError::EventFd)?;
         let ports = ports(&serial.port, &control)?;
-        let vcpus = (0..).zip(vcpus).map(|(index, fd)| Vcpu::new(index, fd)).collect();
-        let machine = Machine::new(ports, slots, vm, memory)?;
+        slots.iter().for_each(|slot| slot.report_panics(&control));
+        let machine = Machine::new(ports, slots, vcpus, vm, memory)?;
         control.recorder().record(Milestone::Built);
-        Ok(Vm::new(vcpus, machine, serial, self.console, control))
+        Ok(Vm::new(machine, serial, self.console, control))
     }
 }
 
@@ -355,6 +356,7 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
 fn create_vcpu(vm: &VmFd, template: &VcpuTemplate, index: u8) -> Result<VcpuFd, KvmError> {
     let vcpu = vm.create_vcpu(u64::from(index)).map_err(KvmError::ioctl("KVM_CREATE_VCPU"))?;
     template.set_up(&vcpu, index)?;
+    signal::unblock_kick_in_guest(&vcpu).map_err(KvmError::ioctl("KVM_SET_SIGNAL_MASK"))?;
     Ok(vcpu)
 }
 

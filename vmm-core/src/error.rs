@@ -176,11 +176,12 @@ pub enum RunError {
         /// The error number.
         errno: i32,
     },
-    /// A thread of this machine panicked: a defect in the monitor or in a device of the caller's own.
-    #[error("the thread of vCPU {vcpu} panicked: {message}")]
+    /// A thread of this machine panicked: a defect in the monitor, or in a device or console of the
+    /// caller's own.
+    #[error("the thread {thread} panicked: {message}")]
     Panicked {
-        /// Index of the vCPU.
-        vcpu: u8,
+        /// Its name, as in `vcpu-0`, `virtio-2` (by device type) or `console-out`.
+        thread: String,
         /// What the panic said.
         message: String,
     },

@@ -6,11 +6,13 @@ mod builder;
 mod console;
 mod control;
 mod error;
+mod handle;
 pub mod host;
 mod machine;
 mod memory;
 mod outcome;
 mod running;
+mod sync;
 mod sys;
 mod timeline;
 mod vcpu;
@@ -27,9 +29,10 @@ pub use sparkler_loader::{Cmdline, CmdlineError, ImageError, Initrd, Kernel, Loa
 pub use crate::builder::VmBuilder;
 pub use crate::console::Console;
 pub use crate::error::{BuildError, KvmError, RunError, StartError};
+pub use crate::handle::{ControlError, VmHandle, VmState};
 pub use crate::memory::{MemorySize, ParseMemorySizeError};
 pub use crate::outcome::{Crash, CrashReason, Outcome};
-pub use crate::running::{RunningVm, Stats, StopHandle};
+pub use crate::running::{RunningVm, Stats};
 pub use crate::timeline::{Event, Milestone, Timeline};
 pub use crate::vm::Vm;
 

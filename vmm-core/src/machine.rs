@@ -1,6 +1,6 @@
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 use sparkler_devices::boot_mark::{BOOT_MARK_PORT, BootMark};
 use sparkler_devices::power::{self, AcpiRegisters, ExitPort, I8042, PowerEvent};
 use sparkler_devices::serial::{OutputBuffer, SerialPort};
@@ -8,18 +8,21 @@ use sparkler_devices::{Bus, BusDevice, BusError};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::Outcome;
-use crate::console::{InputSpace, Wake};
+use crate::console::InputSpace;
 use crate::control::Control;
+use crate::sys::wake::Wake;
 use crate::timeline::Milestone;
 use crate::virtio_slots::{Slot, Transports};
+use crate::{ControlError, Outcome};
 
-/// What all vCPUs of a machine run in: memory and devices. Immutable, so shared without a lock.
+/// A machine's vCPUs, and what they run in: memory and devices, which are shared without a lock.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) ports: Bus,
     pub(crate) mmio: Bus,
     pub(crate) virtio: Transports,
+    /// Each is locked by its thread, but for when the thread is parked.
+    vcpus: Vec<Mutex<VcpuFd>>,
     // Kept, not used: KVM maps guest memory by its address in this process. The VM goes first, then the memory.
     _vm: VmFd,
     _memory: GuestMemoryMmap,
@@ -29,12 +32,42 @@ impl Machine {
     pub(crate) fn new(
         ports: Bus,
         slots: Vec<Slot>,
+        vcpus: Vec<VcpuFd>,
         vm: VmFd,
         memory: GuestMemoryMmap,
     ) -> Result<Self, BusError> {
         let mut mmio = Bus::new();
         let virtio = Transports::insert(slots, &mut mmio)?;
-        Ok(Self { ports, mmio, virtio, _vm: vm, _memory: memory })
+        let vcpus = vcpus.into_iter().map(Mutex::new).collect();
+        Ok(Self { ports, mmio, virtio, vcpus, _vm: vm, _memory: memory })
+    }
+
+    /// How many vCPUs it has.
+    pub(crate) fn vcpu_count(&self) -> u8 {
+        u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX)
+    }
+
+    /// Waits for a vCPU, and keeps it from others.
+    pub(crate) fn vcpu(&self, index: u8) -> Option<MutexGuard<'_, VcpuFd>> {
+        let vcpu = self.vcpus.get(usize::from(index))?;
+        // KVM's own state is valid whatever happens here.
+        Some(vcpu.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Brings all to a standstill but the vCPUs, which are parked already. Gives up if `has_ended`.
+    pub(crate) fn pause(&self, has_ended: impl Fn() -> bool) -> Result<(), ControlError> {
+        for vcpu in &self.vcpus {
+            let vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
+            // So that the guest does not take the time for a lock-up. It fails if the guest has not set
+            // up KVM's clock.
+            let _ = vcpu.kvmclock_ctrl();
+        }
+        if self.virtio.pause(has_ended) { Ok(()) } else { Err(ControlError::Ended) }
+    }
+
+    /// Undoes [`pause`](Self::pause).
+    pub(crate) fn resume(&self) {
+        self.virtio.resume();
     }
 }
 

@@ -12,7 +12,7 @@ pub enum Outcome {
     PowerOff,
     /// The guest asked for a reset.
     Reset,
-    /// The host stopped it: [`StopHandle::stop`](crate::StopHandle::stop).
+    /// The host stopped it: [`VmHandle::stop`](crate::VmHandle::stop).
     Stopped,
     /// The guest did what its (virtual) hardware cannot go on from.
     Crashed(Crash),

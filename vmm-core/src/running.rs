@@ -1,5 +1,7 @@
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use sparkler_devices::serial::OutputBuffer;
 
@@ -7,7 +9,7 @@ use crate::console::ConsoleThreads;
 use crate::control::Control;
 use crate::machine::Machine;
 use crate::timeline::Milestone;
-use crate::{Outcome, RunError, Timeline};
+use crate::{Outcome, RunError, Timeline, VmHandle};
 
 /// A machine whose guest runs.
 ///
@@ -49,10 +51,22 @@ impl RunningVm {
         end
     }
 
-    /// A handle that stops the machine from any thread.
+    /// As [`wait`](Self::wait), if the machine ends within `timeout`; otherwise `None`. Tear-down, which
+    /// then follows, is not counted. `Duration::ZERO` only looks.
+    ///
+    /// # Errors
+    /// [`RunError`] if the *monitor* failed.
+    pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<Outcome>, RunError> {
+        match self.control.wait_timeout(timeout) {
+            Some(_) => self.wait().map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// A handle that stops, pauses, resumes, resets the machine from any thread.
     #[must_use]
-    pub fn stop_handle(&self) -> StopHandle {
-        StopHandle { control: Arc::clone(&self.control) }
+    pub fn handle(&self) -> VmHandle {
+        VmHandle::new(Arc::clone(&self.control), &self.machine)
     }
 
     /// What happened so far; after [`wait`](Self::wait), all that happened.
@@ -96,6 +110,9 @@ impl RunningVm {
             }
         }
         self.machine.virtio.stop();
+        // Whoever was at pausing the machine, or the like, hears of its end and lets go of it.
+        drop(self.control.look());
+        drop(self.control.turn());
         threads.console.finish(hurry);
         // Should its thread be stuck in the writer, what is left here is lost.
         self.console_output.close();
@@ -110,16 +127,15 @@ impl Drop for RunningVm {
     }
 }
 
-/// Stops a machine; for any thread, any number of times. Holds no resource of the machine.
-#[derive(Debug, Clone)]
-pub struct StopHandle {
-    control: Arc<Control>,
-}
-
-impl StopHandle {
-    /// Makes the guest stop where it is. If it has not ended by itself before, its outcome is
-    /// [`Outcome::Stopped`]. Returns at once; [`RunningVm::wait`] waits for the end.
-    pub fn stop(&self) {
-        self.control.end(Ok(Outcome::Stopped));
+/// The descriptor gets readable when the machine has ended, and stays so; nothing is to be read from it.
+/// From then on, [`wait`](RunningVm::wait) takes only as long as tear-down does.
+///
+/// So asynchronous code waits without a thread. With tokio, for one: wrap the machine in `AsyncFd` (made
+/// `with_interest(.., Interest::READABLE)`; it asks for `AsRawFd`, which a wrapper of one line gives by
+/// `as_fd().as_raw_fd()`), await `readable()`, then call `wait` in `spawn_blocking`. Event loops on `poll`
+/// or `epoll` take the descriptor as it is.
+impl AsFd for RunningVm {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.control.ended().as_fd()
     }
 }

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use sparkler_devices::virtio::{MmioTransport, VirtioDevice};
@@ -11,7 +12,9 @@ use sparkler_loader::acpi::VirtioMmio;
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::RunError;
 use crate::arch::x86_64;
+use crate::control::Control;
 use crate::error::KvmError;
 
 /// Where the first register window is; the others follow.
@@ -48,6 +51,15 @@ pub(crate) fn place(
 }
 
 impl Slot {
+    /// A panic of the device's code ends the machine.
+    pub(crate) fn report_panics(&self, control: &Arc<Control>) {
+        let control = Arc::clone(control);
+        self.transport.on_panic(move |thread, message| {
+            let (thread, message) = (thread.to_owned(), message.to_owned());
+            control.end(Err(RunError::Panicked { thread, message }));
+        });
+    }
+
     /// What the ACPI tables say of it.
     pub(crate) fn place(&self) -> VirtioMmio {
         self.place
@@ -81,6 +93,31 @@ impl Transports {
             Ok(slot.transport)
         };
         slots.into_iter().map(insert).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Brings every device to a standstill. False: gave up, because of `has_ended`.
+    pub(crate) fn pause(&self, has_ended: impl Fn() -> bool) -> bool {
+        /// How often to look whether the machine has ended meanwhile, by which a device that is slow to
+        /// stand still may be slow to be stopped, too.
+        const LOOK: Duration = Duration::from_millis(20);
+        self.0.iter().for_each(|transport| transport.begin_pause());
+        self.0.iter().all(|transport| {
+            while !transport.wait_paused(LOOK) {
+                if has_ended() {
+                    return false;
+                }
+            }
+            true
+        })
+    }
+
+    pub(crate) fn resume(&self) {
+        self.0.iter().for_each(|transport| transport.resume());
+    }
+
+    /// Whether the calling thread is that of a device.
+    pub(crate) fn is_own_thread(&self) -> bool {
+        self.0.iter().any(|transport| transport.is_own_thread())
     }
 
     /// Ends every device and joins its thread. For when no vCPU runs any more.

@@ -6,8 +6,7 @@ use crate::control::Control;
 use crate::machine::{Machine, SerialConsole};
 use crate::running::RunningVm;
 use crate::timeline::Milestone;
-use crate::vcpu::Vcpu;
-use crate::{Console, Outcome, StartError, Timeline, VmBuilder};
+use crate::{Console, Outcome, StartError, Timeline, VmBuilder, vcpu};
 
 /// A machine that is built and has not run: the kernel is loaded, KVM is set up, no thread exists.
 ///
@@ -15,7 +14,6 @@ use crate::{Console, Outcome, StartError, Timeline, VmBuilder};
 #[derive(Debug)]
 #[must_use = "a machine does nothing until start() is called"]
 pub struct Vm {
-    vcpus: Vec<Vcpu>,
     machine: Arc<Machine>,
     serial: SerialConsole,
     console: Option<Console>,
@@ -33,11 +31,11 @@ impl Vm {
     /// # Errors
     /// [`StartError`] if a thread cannot be had; then nothing runs.
     pub fn start(self) -> Result<RunningVm, StartError> {
-        let Self { vcpus, machine, serial, console, control } = self;
+        let Self { machine, serial, console, control } = self;
         control.recorder().record(Milestone::Started);
-        let mut threads = Vec::with_capacity(vcpus.len());
-        for vcpu in vcpus {
-            match spawn(vcpu, &machine, &control) {
+        let mut threads = Vec::with_capacity(machine.vcpu_count().into());
+        for index in 0..machine.vcpu_count() {
+            match spawn(index, &machine, &control) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     // Those that run already leave the guest and end.
@@ -47,10 +45,11 @@ impl Vm {
                 }
             }
         }
-        let running = RunningVm::new(threads, machine, control, Arc::clone(&serial.output));
+        let running =
+            RunningVm::new(threads, machine, Arc::clone(&control), Arc::clone(&serial.output));
         if let Some(console) = console {
             // On failure, dropping `running` stops the vCPUs.
-            running.attach(ConsoleThreads::start(console, &serial)?);
+            running.attach(ConsoleThreads::start(console, &serial, &control)?);
         }
         Ok(running)
     }
@@ -62,25 +61,24 @@ impl Vm {
     }
 
     pub(crate) fn new(
-        vcpus: Vec<Vcpu>,
         machine: Machine,
         serial: SerialConsole,
         console: Option<Console>,
         control: Arc<Control>,
     ) -> Self {
-        Self { vcpus, machine: Arc::new(machine), serial, console, control }
+        Self { machine: Arc::new(machine), serial, console, control }
     }
 }
 
 fn spawn(
-    vcpu: Vcpu,
+    index: u8,
     machine: &Arc<Machine>,
     control: &Arc<Control>,
 ) -> Result<thread::JoinHandle<()>, StartError> {
-    let name = format!("vcpu-{}", vcpu.index());
+    let name = format!("vcpu-{index}");
     let (machine, control) = (Arc::clone(machine), Arc::clone(control));
     thread::Builder::new()
         .name(name.clone())
-        .spawn(move || vcpu.run_caught(&machine, &control))
+        .spawn(move || vcpu::run_caught(index, &machine, &control))
         .map_err(|source| StartError::Thread { name, source })
 }

@@ -68,7 +68,7 @@ fn input_that_no_guest_reads_stays_with_the_host() {
 
 #[test]
 #[ignore = "needs /dev/kvm"]
-fn a_writer_that_fails_or_panics_does_not_disturb_the_guest() {
+fn a_writer_that_fails_does_not_disturb_the_guest() {
     struct Fails;
     impl Write for Fails {
         fn write(&mut self, _: &[u8]) -> io::Result<usize> {
@@ -78,19 +78,9 @@ fn a_writer_that_fails_or_panics_does_not_disturb_the_guest() {
             Ok(())
         }
     }
-    struct Panics;
-    impl Write for Panics {
-        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
-            panic!("on purpose");
-        }
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    for console in [Console::output(Fails), Console::output(Panics)] {
-        let vm = guest("quiet test=print bytes=10000 code=7").console(console).build().unwrap();
-        let running = vm.start().unwrap();
-        assert_eq!(running.wait().unwrap(), Outcome::Exited(7));
-        assert!(running.stats().console_output_dropped > 0);
-    }
+    let console = Console::output(Fails);
+    let vm = guest("quiet test=print bytes=10000 code=7").console(console).build().unwrap();
+    let running = vm.start().unwrap();
+    assert_eq!(running.wait().unwrap(), Outcome::Exited(7));
+    assert!(running.stats().console_output_dropped > 0);
 }

@@ -16,7 +16,7 @@ use crate::common::{Captured, guest};
 
 #[derive(Debug, PartialEq, Eq)]
 struct ProcessState {
-    /// Signal dispositions (ignored, caught) and the masks of every thread, as the kernel tells.
+    /// Signal dispositions (ignored, caught) and what this thread blocks, as the kernel tells.
     signals: Vec<String>,
     /// Of the pseudo-terminal that the console is on.
     terminal: String,
@@ -27,7 +27,7 @@ struct ProcessState {
 }
 
 fn state(terminal: &impl AsRawFd) -> ProcessState {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let status = fs::read_to_string("/proc/thread-self/status").unwrap();
     let lines = |prefix: &str| {
         status
             .lines()

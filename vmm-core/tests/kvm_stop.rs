@@ -23,8 +23,8 @@ fn eight_threads_stop_and_wait_for_one_machine_and_agree() {
             scope.spawn(move || {
                 together.wait();
                 if number % 2 == 0 {
-                    running.stop_handle().stop();
-                    running.stop_handle().stop();
+                    running.handle().stop();
+                    running.handle().stop();
                 }
                 assert_eq!(running.wait().unwrap(), Outcome::Stopped);
             });
@@ -36,7 +36,7 @@ fn eight_threads_stop_and_wait_for_one_machine_and_agree() {
 #[ignore = "needs /dev/kvm"]
 fn a_stop_handle_outlives_its_machine() {
     let running = guest("quiet code=5").build().unwrap().start().unwrap();
-    let stop = running.stop_handle();
+    let stop = running.handle();
     assert_eq!(running.wait().unwrap(), Outcome::Exited(5));
     stop.stop();
     assert_eq!(running.wait().unwrap(), Outcome::Exited(5), "the end stays what it was");
@@ -50,7 +50,7 @@ fn sixty_four_vcpus_stop_within_a_second() {
     let running = guest("test=hang").vcpus(64).build().unwrap().start().unwrap();
     let limit = common::drop_limit();
     let begin = Instant::now();
-    running.stop_handle().stop();
+    running.handle().stop();
     assert_eq!(running.wait().unwrap(), Outcome::Stopped);
     assert!(begin.elapsed() < limit, "{:?}", begin.elapsed());
 }
@@ -68,7 +68,7 @@ fn a_signal_to_the_process_does_not_reach_the_guests_threads() {
             libc::kill(libc::getpid(), libc::SIGWINCH);
         }
     }
-    running.stop_handle().stop();
+    running.handle().stop();
     assert_eq!(running.wait().unwrap(), Outcome::Stopped);
 }
 

@@ -19,9 +19,13 @@ use crate::{BusDevice, Interrupt};
 
 /// A 16550A UART on eight ports.
 pub struct SerialPort {
-    uart: Mutex<Serial<Line, InputSpace, Output>>,
+    uart: Mutex<Uart>,
+    interrupt: Arc<dyn Interrupt>,
+    output: Option<Arc<OutputBuffer>>,
     on_input_space: Callback,
 }
+
+type Uart = Serial<Line, InputSpace, Output>;
 
 type Callback = Arc<dyn Fn() + Send + Sync>;
 
@@ -43,9 +47,9 @@ impl SerialPort {
         on_input_space: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let on_input_space: Callback = Arc::new(on_input_space);
-        let events = InputSpace(Arc::clone(&on_input_space));
-        let uart = Serial::with_events(Line(Box::new(interrupt)), events, Output(output));
-        Self { uart: Mutex::new(uart), on_input_space }
+        let interrupt: Arc<dyn Interrupt> = Arc::new(interrupt);
+        let uart = Mutex::new(power_on(&interrupt, &output, &on_input_space));
+        Self { uart, interrupt, output, on_input_space }
     }
 
     /// Offers `bytes` to the guest and returns how many were taken: as many as the FIFO has room for,
@@ -66,7 +70,7 @@ impl SerialPort {
         })
     }
 
-    fn uart(&self) -> MutexGuard<'_, Serial<Line, InputSpace, Output>> {
+    fn uart(&self) -> MutexGuard<'_, Uart> {
         // The UART's registers are valid after every step, so a panic elsewhere cannot spoil them.
         self.uart.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -104,10 +108,25 @@ impl BusDevice for SerialPort {
             (self.on_input_space)();
         }
     }
+
+    /// Registers and FIFO are as at power-on; what the guest printed stays printed.
+    fn reset(&self) {
+        *self.uart() = power_on(&self.interrupt, &self.output, &self.on_input_space);
+        (self.on_input_space)();
+    }
+}
+
+fn power_on(
+    interrupt: &Arc<dyn Interrupt>,
+    output: &Option<Arc<OutputBuffer>>,
+    on_input_space: &Callback,
+) -> Uart {
+    let events = InputSpace(Arc::clone(on_input_space));
+    Serial::with_events(Line(Arc::clone(interrupt)), events, Output(output.clone()))
 }
 
 /// [`Interrupt`] in the words of `vm-superio`.
-struct Line(Box<dyn Interrupt>);
+struct Line(Arc<dyn Interrupt>);
 
 impl Trigger for Line {
     type E = io::Error;

@@ -1,6 +1,7 @@
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use thiserror::Error;
 use virtio_bindings::bindings::virtio_mmio as reg;
@@ -134,6 +135,36 @@ impl MmioTransport {
         self.begin_end(&state);
     }
 
+    /// Begins to bring the device to a standstill: it starts no request any more and ends those that it
+    /// has in progress. [`wait_paused`](Self::wait_paused) waits for it.
+    pub fn begin_pause(&self) {
+        self.shared.pause.set_wanted(true);
+        self.shared.wake();
+    }
+
+    /// Waits until the device stands still, after [`begin_pause`](Self::begin_pause). False if that takes
+    /// longer than `timeout`.
+    pub fn wait_paused(&self, timeout: Duration) -> bool {
+        self.shared.pause.wait(timeout)
+    }
+
+    /// Lets the device go on.
+    pub fn resume(&self) {
+        self.shared.pause.set_wanted(false);
+    }
+
+    /// Whether the calling thread is the one of the live device.
+    #[must_use]
+    pub fn is_own_thread(&self) -> bool {
+        self.shared.pause.is_own_thread()
+    }
+
+    /// Has `sink` called if the device's code panics, on the device's thread, with the name of the thread
+    /// and what the panic said. The device then asks for a reset, with or without a sink.
+    pub fn on_panic(&self, sink: impl Fn(&str, &str) + Send + Sync + 'static) {
+        self.lock().worker.panic_sink = Some(Arc::new(sink));
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -148,6 +179,7 @@ impl MmioTransport {
     fn begin_end(&self, state: &State) {
         state.stopping.set();
         self.shared.wake();
+        self.shared.pause.wake();
     }
 
     fn read_register(&self, offset: u32) -> u32 {
@@ -192,13 +224,15 @@ impl MmioTransport {
                 state.status |= FAILED;
                 self.end_session(&mut state);
             }
-            Step::Reset => {
-                self.end_session(&mut state);
-                self.shared.reset();
-                state.reset();
-            }
+            Step::Reset => self.reset_locked(&mut state),
             Step::Ignore => {}
         }
+    }
+
+    fn reset_locked(&self, state: &mut State) {
+        self.end_session(state);
+        self.shared.reset();
+        state.reset();
     }
 
     /// `DRIVER_OK`: checks the queues that are ready and starts the device on them.
@@ -263,6 +297,11 @@ impl BusDevice for MmioTransport {
         } else if let (Ok(data), Some(offset)) = (<[u8; 4]>::try_from(data), register(offset)) {
             self.write_register(offset, u32::from_le_bytes(data));
         }
+    }
+
+    /// As if the driver had reset the device.
+    fn reset(&self) {
+        self.reset_locked(&mut self.lock());
     }
 }
 

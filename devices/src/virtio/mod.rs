@@ -78,6 +78,7 @@ pub mod features;
 mod mmio;
 #[cfg(feature = "test-utils")]
 pub mod mock;
+mod pause;
 mod queue;
 pub mod rng;
 mod session;
@@ -123,9 +124,13 @@ pub trait VirtioDevice: Send + 'static {
     /// that resets the device waits for it. Requests in flight are completed or cancelled before,
     /// for the guest's buffers must not change afterwards. It is called again after a reset.
     ///
+    /// While the machine is paused, this thread stands still in [`Session::wait`], and the device must
+    /// have nothing in progress elsewhere: one with threads of its own or asynchronous I/O uses
+    /// [`Session::set_busy`].
+    ///
     /// # Errors
-    /// Any error means `DEVICE_NEEDS_RESET`: the device is dead until the driver resets it. So does a
-    /// panic. An I/O error that the device type can report in a request is not one.
+    /// Any error means `DEVICE_NEEDS_RESET`: the device is dead until the driver resets it. A panic ends
+    /// the machine with an error. An I/O error that the device type can report in a request is not one.
     fn run(&mut self, session: &mut Session) -> Result<(), DeviceError>;
 }
 

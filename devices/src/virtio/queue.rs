@@ -15,7 +15,8 @@ use super::walk::{ChainError, Layout, Limits, Table};
 ///
 /// It exists between `DRIVER_OK` and reset only, so an unready ring cannot be touched. An error on it
 /// is the guest's fault and final: all later calls of [`pop`](Self::pop) fail too, until the reset.
-/// From the moment that the session is to end, it seems empty, so a loop over it ends.
+/// From the moment that the session is to end, and while the machine is paused, it seems empty, so a loop
+/// over it ends.
 ///
 /// ```no_run
 /// # use sparkler_devices::virtio::{Queue, QueueError};
@@ -188,7 +189,7 @@ impl Queue {
         if self.broken {
             return Err(QueueError::Broken { queue: self.index });
         }
-        if self.stopping.get() {
+        if self.is_held() {
             return Ok(None);
         }
         self.pop_checked().inspect_err(|_| self.broken = true)
@@ -235,7 +236,7 @@ impl Queue {
     pub fn enable_notifications(&mut self) -> Result<bool, QueueError> {
         let more = self.ring.enable_notification(&*self.memory);
         let more = more.map_err(|error| self.ring_error(error))?;
-        Ok(more && !self.stopping.get())
+        Ok(more && !self.is_held())
     }
 
     /// Tells the driver that it need not notify. Only a hint: it may do so all the same.
@@ -244,6 +245,11 @@ impl Queue {
     /// [`QueueError::Memory`] if the ring cannot be reached.
     pub fn disable_notifications(&mut self) -> Result<(), QueueError> {
         self.ring.disable_notification(&*self.memory).map_err(|error| self.ring_error(error))
+    }
+
+    /// The session is to end, or to stand still: nothing new begins.
+    fn is_held(&self) -> bool {
+        self.stopping.get() || self.shared.pause.is_wanted()
     }
 
     fn pop_checked(&mut self) -> Result<Option<Chain>, QueueError> {

@@ -19,6 +19,7 @@ pub struct Session {
     shared: Arc<Shared>,
     stopping: Stopping,
     poller: Poller,
+    busy: bool,
 }
 
 impl Session {
@@ -29,7 +30,8 @@ impl Session {
         shared: Arc<Shared>,
         stopping: Stopping,
     ) -> Self {
-        Self { features, queues, memory, shared, stopping, poller: Poller::default() }
+        let poller = Poller::default();
+        Self { features, queues, memory, shared, stopping, poller, busy: false }
     }
 
     /// The features in force: offered by the device (or the transport) and accepted by the driver.
@@ -74,10 +76,15 @@ impl Session {
     /// The first call of a session returns at once if the driver notified before `DRIVER_OK`; buffers
     /// that it offered without notifying are found by looking at the queues before waiting.
     ///
+    /// While the machine is paused it does not return, unless the device is [busy](Self::set_busy).
+    ///
     /// # Errors
     /// That of ppoll(2), which fails when the kernel lacks memory.
     pub fn wait(&mut self, fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<bool> {
-        if !self.is_stopping() {
+        if self.is_pausing() && !self.busy {
+            // As after any wait, the device looks at all it has then.
+            self.shared.pause.stand_still(&self.stopping);
+        } else if !self.is_stopping() {
             let notify = sys::borrow(&self.shared.notify);
             self.poller.wait(std::iter::once(notify).chain(fds.iter().copied()), timeout)?;
             self.shared.drain();
@@ -97,6 +104,21 @@ impl Session {
     #[must_use]
     pub fn waker(&self) -> Waker {
         Waker(Arc::downgrade(&self.shared))
+    }
+
+    /// Says whether the device has anything in progress that could still touch guest memory while it is in
+    /// [`wait`](Self::wait): on another thread, or with the host's kernel. As long as it has, a pause of
+    /// the machine waits for it, and `wait` returns as usual, so that it can be brought to an end. A
+    /// device that does its work on this thread never needs it.
+    pub fn set_busy(&mut self, busy: bool) {
+        self.busy = busy;
+    }
+
+    /// Whether the machine is being paused. Cheap, for long work that can be interrupted:
+    /// [`wait`](Self::wait) wants to be called. Queues seem empty until the machine goes on.
+    #[must_use]
+    pub fn is_pausing(&self) -> bool {
+        self.shared.pause.is_wanted()
     }
 
     /// Whether to return from [`run`](super::VirtioDevice::run) now. Cheap, for long work.

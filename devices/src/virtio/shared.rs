@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::pause::Pause;
 use crate::Interrupt;
 
 /// What the vCPU threads and the device's thread both touch. No lock: none of them waits for another.
@@ -16,6 +17,7 @@ pub(super) struct Shared {
     interrupt_status: AtomicU32,
     needs_reset: AtomicBool,
     config_generation: AtomicU32,
+    pub(super) pause: Pause,
 }
 
 impl Shared {
@@ -26,6 +28,7 @@ impl Shared {
             interrupt_status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
             config_generation: AtomicU32::new(0),
+            pause: Pause::default(),
         })
     }
 

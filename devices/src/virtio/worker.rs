@@ -1,3 +1,4 @@
+use std::any::Any;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,9 +16,13 @@ pub(super) struct Worker {
     device: Arc<Mutex<Box<dyn VirtioDevice>>>,
     thread: Option<JoinHandle<()>>,
     name: String,
+    pub(super) panic_sink: Option<PanicSink>,
     /// A guest can bring about failure after failure: only the first of each kind is logged.
     logged: Arc<Logged>,
 }
+
+/// Hears the thread's name and what a panic said.
+type PanicSink = Arc<dyn Fn(&str, &str) + Send + Sync>;
 
 #[derive(Default)]
 struct Logged {
@@ -29,17 +34,25 @@ impl Worker {
     pub(super) fn new(device: Box<dyn VirtioDevice>) -> Self {
         let name = format!("virtio-{}", device.device_type());
         let device = Arc::new(Mutex::new(device));
-        Self { device, thread: None, name, logged: Arc::default() }
+        Self { device, thread: None, name, panic_sink: None, logged: Arc::default() }
     }
 
     /// Starts the device's thread for `session`.
     pub(super) fn start(&mut self, session: Session, shared: &Arc<Shared>) -> io::Result<()> {
         let (device, shared) = (self.device.clone(), shared.clone());
         let (name, logged) = (self.name.clone(), self.logged.clone());
+        let panic_sink = self.panic_sink.clone();
+        let active = Active::new(shared.clone());
         let thread = thread::Builder::new().name(self.name.clone()).spawn(move || {
+            let active = active;
+            active.0.pause.enter_thread();
             sys::block_signals();
             let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(failure) = run(&mut **device, session) {
+                // Before the driver can react to it.
+                if let (Failure::Panic(message), Some(sink)) = (&failure, panic_sink) {
+                    sink(&name, message);
+                }
                 shared.fail();
                 logged.failure(&name, &failure);
             }
@@ -60,17 +73,40 @@ impl Worker {
     }
 }
 
+/// A session is active until this is dropped, be it because no thread could be had.
+struct Active(Arc<Shared>);
+
+impl Active {
+    fn new(shared: Arc<Shared>) -> Self {
+        shared.pause.begin_session();
+        Self(shared)
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.pause.end_session();
+    }
+}
+
 enum Failure {
     Error(DeviceError),
-    Panic,
+    /// What it said.
+    Panic(String),
 }
 
 /// Runs the device to the end of the session; a panic of its code ends the session only.
 fn run(device: &mut dyn VirtioDevice, mut session: Session) -> Result<(), Failure> {
     match panic::catch_unwind(AssertUnwindSafe(|| device.run(&mut session))) {
         Ok(result) => result.map_err(Failure::Error),
-        Err(_) => Err(Failure::Panic),
+        Err(panic) => Err(Failure::Panic(message(&*panic))),
     }
+}
+
+fn message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("no message").to_owned()
 }
 
 impl Logged {
@@ -90,7 +126,7 @@ impl Logged {
                 let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
                 log::log!(level, "{name} needs a reset: {error}{cause}");
             }
-            Failure::Panic => log::log!(level, "{name} needs a reset: its thread panicked"),
+            Failure::Panic(message) => log::log!(level, "{name} panicked: {message}"),
         }
     }
 }

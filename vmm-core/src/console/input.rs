@@ -1,13 +1,16 @@
 use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use sparkler_devices::serial::SerialPort;
 
 use super::Input;
-use super::worker::{Wake, Worker, WorkerState};
+use super::worker::{Worker, WorkerState};
 use crate::StartError;
+use crate::control::Control;
 use crate::sys::poll::{Interest, poll};
+use crate::sys::wake::Wake;
 
 /// How the UART tells the input thread that it has room again.
 #[derive(Debug)]
@@ -34,8 +37,9 @@ pub(super) fn start(
     mut input: Input,
     serial: Arc<SerialPort>,
     space: Arc<InputSpace>,
+    control: &Arc<Control>,
 ) -> Result<Worker, StartError> {
-    Worker::start("console-in", space.wake.clone(), move |state| {
+    Worker::start("console-in", space.wake.clone(), control, move |state| {
         if let Err(error) = copy(&mut input, &serial, &space, state) {
             log::warn!("the console's reader failed, the guest gets no more input: {error}");
         }

@@ -14,9 +14,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub(crate) use self::input::InputSpace;
-pub(crate) use self::worker::Wake;
 use self::worker::Worker;
 use crate::StartError;
+use crate::control::Control;
 use crate::machine::SerialConsole;
 
 /// Where the guest's console (COM1, `ttyS0`) goes, and where its input comes from.
@@ -140,17 +140,26 @@ pub(crate) struct ConsoleThreads {
 
 impl ConsoleThreads {
     /// Starts a thread for each direction that `console` has.
-    pub(crate) fn start(console: Console, serial: &SerialConsole) -> Result<Self, StartError> {
+    pub(crate) fn start(
+        console: Console,
+        serial: &SerialConsole,
+        control: &Arc<Control>,
+    ) -> Result<Self, StartError> {
         let mut threads = Self { input: None, output: None, drain_timeout: console.drain_timeout };
         if let Some(output) = console.output {
-            threads.output =
-                Some(output::start(output, Arc::clone(&serial.output), &serial.wake_output)?);
+            threads.output = Some(output::start(
+                output,
+                Arc::clone(&serial.output),
+                &serial.wake_output,
+                control,
+            )?);
         }
         if let Some(input) = console.input {
             threads.input = Some(input::start(
                 input,
                 Arc::clone(&serial.port),
                 Arc::clone(&serial.input_space),
+                control,
             )?);
         }
         Ok(threads)

@@ -1,13 +1,16 @@
 use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sparkler_devices::serial::OutputBuffer;
 
 use super::Output;
-use super::worker::{Wake, Worker, WorkerState};
+use super::worker::{Worker, WorkerState};
 use crate::StartError;
+use crate::control::Control;
 use crate::sys::poll::{Interest, poll};
+use crate::sys::wake::Wake;
 
 /// A pipe that polls as writable takes this much without blocking (`PIPE_BUF`).
 const CHUNK: usize = 4096;
@@ -21,8 +24,9 @@ pub(super) fn start(
     mut output: Output,
     buffer: Arc<OutputBuffer>,
     wake: &Wake,
+    control: &Arc<Control>,
 ) -> Result<Worker, StartError> {
-    Worker::start("console-out", wake.clone(), move |state| {
+    Worker::start("console-out", wake.clone(), control, move |state| {
         let _closed = CloseOnDrop(Arc::clone(&buffer));
         if let Err(error) = copy(&buffer, &mut output, state) {
             log::warn!("the console's writer failed, further output is dropped: {error}");

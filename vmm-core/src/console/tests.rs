@@ -2,12 +2,15 @@
 //! no guest reaches.
 
 use std::io::{Read, Write, pipe};
+use std::sync::Arc;
 
 use sparkler_devices::BusDevice;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{Console, ConsoleThreads};
+use crate::control::Control;
 use crate::machine::SerialConsole;
+use crate::timeline::Recorder;
 
 const OUTPUT: usize = 20_000_000;
 const INPUT: usize = 2_000_000;
@@ -18,11 +21,16 @@ fn serial() -> SerialConsole {
     SerialConsole::new(EventFd::new(0).unwrap(), true, Console::BUFFER_SIZE).unwrap()
 }
 
+fn control() -> Arc<Control> {
+    Arc::new(Control::new(1, Recorder::start()).unwrap())
+}
+
 #[test]
 fn output_into_a_blocked_pipe_is_counted_to_the_byte() {
     let (mut reader, writer) = pipe().unwrap();
     let serial = serial();
-    let mut threads = ConsoleThreads::start(Console::pollable_output(writer), &serial).unwrap();
+    let mut threads =
+        ConsoleThreads::start(Console::pollable_output(writer), &serial, &control()).unwrap();
     // Returning at all is half of the test: nobody reads.
     let line = [b'x'; 4096];
     let mut left = OUTPUT;
@@ -45,7 +53,8 @@ fn input_arrives_in_order_as_fast_as_it_is_read() {
     let (reader, mut writer) = pipe().unwrap();
     let serial = serial();
     let null = std::fs::File::options().write(true).open("/dev/null").unwrap();
-    let mut threads = ConsoleThreads::start(Console::pollable(reader, null), &serial).unwrap();
+    let mut threads =
+        ConsoleThreads::start(Console::pollable(reader, null), &serial, &control()).unwrap();
     let feeder = std::thread::spawn(move || {
         let chunk: Vec<u8> = (0..250).collect(); // Divides the whole.
         for _ in 0..INPUT / chunk.len() {

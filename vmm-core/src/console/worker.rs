@@ -1,40 +1,14 @@
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
 use crate::StartError;
+use crate::control::{Control, panicked};
 use crate::sys::signal;
-
-/// Wakes a worker out of its `poll`.
-#[derive(Debug, Clone)]
-pub(crate) struct Wake(Arc<EventFd>);
-
-impl Wake {
-    pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?)))
-    }
-
-    pub(crate) fn wake(&self) {
-        // It fails only when the counter is full, and then it is readable anyway.
-        let _ = self.0.write(1);
-    }
-
-    /// Forgets the wake-ups so far.
-    pub(super) fn clear(&self) {
-        let _ = self.0.read();
-    }
-
-    pub(super) fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as the borrow of `self` lasts.
-        unsafe { BorrowedFd::borrow_raw(self.0.as_raw_fd()) }
-    }
-}
+use crate::sys::wake::Wake;
 
 /// A thread that moves bytes, and can be asked to finish.
 #[derive(Debug)]
@@ -85,6 +59,7 @@ impl Worker {
     pub(super) fn start(
         name: &str,
         wake: Wake,
+        control: &Arc<Control>,
         work: impl FnOnce(&WorkerState) + Send + 'static,
     ) -> Result<Self, StartError> {
         let state = WorkerState {
@@ -96,6 +71,7 @@ impl Worker {
         };
         let (alive, ended) = channel::<()>();
         let of_thread = state.clone();
+        let (control, thread_name) = (Arc::clone(control), name.to_owned());
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
@@ -105,7 +81,10 @@ impl Worker {
                     // The process's signal handlers may then run here. Bytes move all the same.
                     log::warn!("cannot block signals in a console thread: {error}");
                 }
-                work(&of_thread);
+                // What it may leave half-done, nobody uses any more: the machine ends.
+                if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| work(&of_thread))) {
+                    control.end(Err(panicked(&thread_name, &*panic)));
+                }
             })
             .map_err(|source| StartError::Thread { name: name.to_owned(), source })?;
         Ok(Self { thread, state, ended })
@@ -137,8 +116,6 @@ impl Worker {
             log::debug!("a console thread is stuck in its reader or writer and is left behind");
             return;
         }
-        if self.thread.join().is_err() {
-            log::warn!("the reader or writer of a console panicked");
-        }
+        let _ = self.thread.join(); // A panic is in `control`.
     }
 }

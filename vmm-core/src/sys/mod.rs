@@ -4,3 +4,4 @@ pub(crate) mod kernel_pages;
 pub(crate) mod memory;
 pub(crate) mod poll;
 pub(crate) mod signal;
+pub(crate) mod wake;

@@ -24,7 +24,7 @@ ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, kvm_signal_mask);
 const KICK: libc::c_int = libc::SIGSTKFLT;
 
 /// A thread that can be kicked. It must live as long as this value is used.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ThreadId(libc::pid_t);
 
 impl ThreadId {

@@ -7,95 +7,118 @@ use std::panic::{self, AssertUnwindSafe};
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use crate::control::Control;
+use crate::control::{Control, panicked};
 use crate::machine::Machine;
 use crate::sys::signal;
 use crate::timeline::Milestone;
 use crate::{Outcome, RunError};
 
-/// A vCPU that is set up and has not run yet.
-#[derive(Debug)]
-pub(crate) struct Vcpu {
-    index: u8,
-    fd: VcpuFd,
+/// Runs vCPU `index` on the calling thread until the machine ends, by this vCPU or otherwise. A panic,
+/// ours or that of a device, ends the machine and stays in this thread.
+pub(crate) fn run_caught(index: u8, machine: &Machine, control: &Control) {
+    // What a panic may leave half-done is this machine's own, and this machine ends.
+    if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| run(index, machine, control))) {
+        control.end(Err(panicked(&format!("vcpu-{index}"), &*panic)));
+    }
 }
 
-impl Vcpu {
-    pub(crate) fn new(index: u8, fd: VcpuFd) -> Self {
-        Self { index, fd }
+fn run(index: u8, machine: &Machine, control: &Control) {
+    let signals = |error: io::Error| RunError::Signals {
+        vcpu: index,
+        errno: error.raw_os_error().unwrap_or_default(),
+    };
+    let _thread = match control.enter_vcpu_thread(index) {
+        Ok(thread) => thread,
+        Err(error) => {
+            control.end(Err(signals(error)));
+            return;
+        }
+    };
+    if index == 0 {
+        control.recorder().record(Milestone::GuestEntered);
     }
-
-    pub(crate) fn index(&self) -> u8 {
-        self.index
-    }
-
-    /// Runs the guest on the calling thread until the machine ends, by this vCPU or otherwise. A panic,
-    /// ours or that of a device, ends the machine and stays in this thread.
-    pub(crate) fn run_caught(self, machine: &Machine, control: &Control) {
-        let vcpu = self.index;
-        // What a panic may leave half-done is this machine's own, and this machine ends.
-        let run = AssertUnwindSafe(|| self.run(machine, control));
-        if let Err(panic) = panic::catch_unwind(run) {
-            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-            let message = text.unwrap_or_else(|| "no message".to_owned());
-            control.end(Err(RunError::Panicked { vcpu, message }));
+    loop {
+        let Some(mut fd) = machine.vcpu(index) else { return };
+        let mut vcpu = Vcpu { index, fd: &mut fd, machine };
+        let mut end = None;
+        while end.is_none() && !control.is_wanted() {
+            end = vcpu.run_once().err();
+        }
+        if end.is_none() && !control.is_ending() {
+            end = vcpu.settle().err();
+        }
+        drop(fd);
+        if let Some(how) = end {
+            control.end(how);
+        }
+        if !control.park(|| Ok(())) {
+            return;
         }
     }
+}
 
-    fn run(mut self, machine: &Machine, control: &Control) {
-        let index = self.index;
-        let signals = |error: io::Error| RunError::Signals {
-            vcpu: index,
-            errno: error.raw_os_error().unwrap_or_default(),
-        };
-        let thread = match control.enter_vcpu_thread(index) {
-            Ok(thread) => thread,
-            Err(error) => return control.end(Err(signals(error))),
-        };
-        if let Err(source) = signal::unblock_kick_in_guest(&self.fd) {
-            let call = "KVM_SET_SIGNAL_MASK";
-            return control.end(Err(RunError::Vcpu { vcpu: index, call, source }));
-        }
-        if index == 0 {
-            control.recorder().record(Milestone::GuestEntered);
-        }
-        while !control.is_ending() {
-            if let Err(how) = self.run_once(machine) {
-                control.end(how);
+/// A vCPU, while its thread has it.
+struct Vcpu<'a> {
+    index: u8,
+    fd: &'a mut VcpuFd,
+    machine: &'a Machine,
+}
+
+/// What `KVM_RUN` came back with, if the machine goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    /// An access of the guest, which was served. KVM completes it when it is entered again.
+    Served,
+    /// It was kicked, or waits for something.
+    Interrupted,
+}
+
+impl Vcpu<'_> {
+    /// Lets KVM complete the access that it left the guest for, and no instruction more: from then on, the
+    /// vCPU's state is all there.
+    fn settle(&mut self) -> Result<(), Result<Outcome, RunError>> {
+        self.fd.set_kvm_immediate_exit(1);
+        // One instruction may make many accesses, one after the other.
+        let result = loop {
+            match self.run_once() {
+                Ok(Exit::Served) => {}
+                Ok(Exit::Interrupted) => break Ok(()),
+                Err(how) => break Err(how),
             }
-        }
-        drop(thread);
+        };
+        self.fd.set_kvm_immediate_exit(0);
+        result
     }
 
     /// Enters the guest once and serves its exit. An `Err` is how the machine ends.
-    fn run_once(&mut self, machine: &Machine) -> Result<(), Result<Outcome, RunError>> {
+    fn run_once(&mut self) -> Result<Exit, Result<Outcome, RunError>> {
+        let machine = self.machine;
         let cause = match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
                 machine.ports.write(u64::from(port), data);
-                return Ok(());
+                return Ok(Exit::Served);
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 machine.ports.read(u64::from(port), data);
-                return Ok(());
+                return Ok(Exit::Served);
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
                 machine.mmio.write(address, data);
-                return Ok(());
+                return Ok(Exit::Served);
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 machine.mmio.read(address, data);
-                return Ok(());
+                return Ok(Exit::Served);
             }
-            Ok(VcpuExit::Intr) => return Ok(()),
+            Ok(VcpuExit::Intr) => return Ok(Exit::Interrupted),
             Ok(exit) => crash::Cause::from(exit),
             Err(error) => match error.errno() {
                 libc::EINTR => {
                     signal::consume_kicks();
-                    return Ok(());
+                    return Ok(Exit::Interrupted);
                 }
                 // The vCPU waits for its INIT, or KVM asks for another try.
-                libc::EAGAIN => return Ok(()),
+                libc::EAGAIN => return Ok(Exit::Interrupted),
                 libc::EFAULT => crash::Cause::MemoryFault,
                 _ => {
                     let call = "KVM_RUN";
@@ -103,7 +126,7 @@ impl Vcpu {
                 }
             },
         };
-        let crash = crash::describe(&mut self.fd, self.index, cause);
+        let crash = crash::describe(self.fd, self.index, cause);
         Err(Ok(Outcome::Crashed(crash)))
     }
 }

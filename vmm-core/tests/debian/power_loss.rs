@@ -38,7 +38,7 @@ fn what_a_completed_flush_covered_survives_a_loss_of_power() {
     while promised < ENOUGH {
         promised = announced.recv_timeout(PATIENCE).unwrap();
     }
-    running.stop_handle().stop();
+    running.handle().stop();
     assert_eq!(running.wait().unwrap(), Outcome::Stopped);
     drop(running);
     let promised = announced.iter().last().unwrap_or(promised);

@@ -81,6 +81,11 @@ impl<'a> Requests<'a> {
         !self.free.is_empty() && self.moving < MAX_MOVING
     }
 
+    /// Whether nothing is in progress.
+    pub(super) fn is_idle(&self) -> bool {
+        self.free.len() == self.tasks.len() && self.done.is_empty()
+    }
+
     /// Begins the request in `chain`; it comes back from [`next_done`](Self::next_done).
     /// Returns what it counts for a rate limit.
     ///

@@ -106,6 +106,7 @@ impl Worker<'_> {
             if self.parked.is_none() && self.requests.has_room() && self.more_came()? {
                 continue;
             }
+            self.session.set_busy(!self.requests.is_idle());
             let now = Instant::now();
             let timeout =
                 self.parked.as_ref().map(|parked| parked.until.saturating_duration_since(now));

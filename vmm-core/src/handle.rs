@@ -1,0 +1,135 @@
+use std::sync::{Arc, MutexGuard, Weak};
+
+use thiserror::Error;
+
+use crate::Outcome;
+use crate::control::Control;
+use crate::machine::Machine;
+
+/// Governs a running machine, from any thread and any number of them.
+///
+/// Every call may be made at any time, in any order, any number of times, and while others are being
+/// made; pause, resume and reset take effect one after the other, a stop at once.
+///
+/// | call | while it runs | while it is paused | once it has ended |
+/// |---|---|---|---|
+/// | [`stop`](Self::stop) | ends it: [`Outcome::Stopped`] | the same | nothing; the outcome stays what it was |
+/// | [`pause`](Self::pause) | paused when this returns | nothing | [`ControlError::Ended`] |
+/// | [`resume`](Self::resume) | nothing | runs when this returns | [`ControlError::Ended`] |
+/// | [`reset`](Self::reset) | ends it: [`Outcome::Reset`] | the same | [`ControlError::Ended`] |
+///
+/// A machine that ends while a call waits for something else ends the wait: [`ControlError::Ended`]. One
+/// that ends right after a call has returned `Ok` is the one thing that a caller cannot rule out.
+///
+/// # What paused means
+/// No vCPU executes an instruction. Requests that the guest had made to virtio devices and that were being
+/// worked on are complete, and no further one begins; packets and other input from outside wait. What the
+/// guest printed goes on to the console's writer; nothing is read for it. The guest's clocks go on, and it
+/// is told that it stood still where it has KVM's clock, so that its watchdogs do not bark.
+///
+/// A handle holds no resource of the machine and may outlive it.
+#[derive(Debug, Clone)]
+pub struct VmHandle {
+    control: Arc<Control>,
+    machine: Weak<Machine>,
+}
+
+/// What a machine that was started does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum VmState {
+    /// The guest runs.
+    Running,
+    /// It was paused, or is about to be.
+    Paused,
+    /// It has ended; its threads may still be on their way out.
+    Ended,
+}
+
+/// Why a machine did not do what a [`VmHandle`] asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// It has ended, before the call or during it.
+    #[error("the machine has ended")]
+    Ended,
+    /// The call waits for the thread that makes it: one of the machine's own, in a device of the caller's.
+    #[error("a device's own code cannot wait for its machine: make this call from another thread")]
+    OwnThread,
+}
+
+impl VmHandle {
+    /// Makes the guest stop where it is. If it has not ended by itself before, its outcome is
+    /// [`Outcome::Stopped`]. Returns at once; [`RunningVm::wait`](crate::RunningVm::wait) waits for the end.
+    pub fn stop(&self) {
+        self.control.end(Ok(Outcome::Stopped));
+    }
+
+    /// Pauses the machine, and returns when it is [paused](Self#what-paused-means). That takes as long as
+    /// its devices need for the requests in progress.
+    ///
+    /// # Errors
+    /// [`ControlError::Ended`], [`ControlError::OwnThread`].
+    pub fn pause(&self) -> Result<(), ControlError> {
+        self.in_turn(|control, machine| {
+            control.pause()?;
+            machine.pause(|| control.is_ending())
+        })
+    }
+
+    /// Lets a paused machine go on, however often it was paused.
+    ///
+    /// # Errors
+    /// [`ControlError::Ended`], [`ControlError::OwnThread`].
+    pub fn resume(&self) -> Result<(), ControlError> {
+        self.in_turn(|control, machine| {
+            machine.resume();
+            control.resume()
+        })
+    }
+
+    /// Presses the machine's reset button: what follows is the same as when the guest asks for a reset.
+    ///
+    /// # Errors
+    /// [`ControlError::Ended`].
+    pub fn reset(&self) -> Result<(), ControlError> {
+        if self.control.end(Ok(Outcome::Reset)) { Ok(()) } else { Err(ControlError::Ended) }
+    }
+
+    /// What it does now.
+    #[must_use]
+    pub fn state(&self) -> VmState {
+        self.control.state()
+    }
+
+    pub(crate) fn new(control: Arc<Control>, machine: &Arc<Machine>) -> Self {
+        Self { control, machine: Arc::downgrade(machine) }
+    }
+
+    /// Does what takes several steps, one caller after the other.
+    fn in_turn(
+        &self,
+        steps: impl FnOnce(&Control, &Machine) -> Result<(), ControlError>,
+    ) -> Result<(), ControlError> {
+        if self.control.is_vcpu_thread() {
+            return Err(ControlError::OwnThread);
+        }
+        let look = self.control.look();
+        if self.machine(&look)?.virtio.is_own_thread() {
+            return Err(ControlError::OwnThread);
+        }
+        drop(look);
+        let turn = self.control.turn();
+        let machine = self.machine(&turn)?;
+        let result = steps(&self.control, &machine);
+        drop(machine); // Before the turn is over.
+        result
+    }
+
+    /// The machine, unless it has ended. Whoever tears it down ends it first and then takes each of these
+    /// locks once: so it is not this reference that frees the machine's resources, at some later time.
+    fn machine(&self, _lock: &MutexGuard<'_, ()>) -> Result<Arc<Machine>, ControlError> {
+        let machine = if self.control.is_ending() { None } else { self.machine.upgrade() };
+        machine.ok_or(ControlError::Ended)
+    }
+}
