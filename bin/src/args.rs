@@ -6,9 +6,9 @@ use clap::{
     ArgAction, Args, Parser, Subcommand, ValueHint,
     builder::styling::{AnsiColor, Styles},
 };
-use sparkler::MemorySize;
 
 use crate::disk::DiskArg;
+use crate::memory::MemoryArg;
 use crate::report;
 
 const STYLES: Styles = Styles::styled()
@@ -102,12 +102,18 @@ pub(crate) struct RunArgs {
     #[arg(allow_hyphen_values = true, help_heading = "Guest")]
     pub(crate) cmdline: String,
 
+    // The help's brackets are no links.
+    #[allow(rustdoc::broken_intra_doc_links)]
     /// Memory: 256M, 1G, 1GiB; a plain number is in MiB
     ///
-    /// Taken from the host as the guest touches it, not before.
-    #[arg(short, long, value_name = "SIZE", default_value = "256M", help_heading = "Machine")]
-    #[arg(allow_hyphen_values = true)]
-    pub(crate) memory: MemorySize,
+    /// SIZE[,hugepages=2M|1G][,thp=on|off][,prefault][,shared|file=PATH]. Taken from the host as the
+    /// guest touches it, not before; all at once with prefault. hugepages: from the host's pool
+    /// (vm.nr_hugepages). thp: transparent huge pages; without it as the host is set. shared: a memfd.
+    /// file: this file, which must be large enough and loses its content. A comma in PATH is written
+    /// twice.
+    #[arg(short, long, value_name = "SIZE[,OPTION]...", default_value = "256M")]
+    #[arg(allow_hyphen_values = true, help_heading = "Machine")]
+    pub(crate) memory: MemoryArg,
 
     /// Map the kernel's file into the machine instead of reading it (ELF only)
     ///

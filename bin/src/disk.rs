@@ -7,6 +7,8 @@ use sparkler::MemorySize;
 use sparkler::virtio::block::{Disk, DiskError, RateLimit};
 use thiserror::Error;
 
+use crate::options::split;
+
 /// A disk as the command line says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DiskArg {
@@ -75,20 +77,6 @@ impl FromStr for DiskArg {
         }
         Ok(disk)
     }
-}
-
-/// At single commas; two in a row stand for one that belongs to the text.
-fn split(text: &str) -> Vec<String> {
-    let mut parts = vec![String::new()];
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        let ends = character == ',' && characters.next_if_eq(&',').is_none();
-        match parts.last_mut() {
-            Some(part) if !ends => part.push(character),
-            _ => parts.push(String::new()),
-        }
-    }
-    parts
 }
 
 fn number<T: FromStr>(option: &'static str, value: &str) -> Result<T, DiskArgError> {

@@ -11,6 +11,8 @@ mod disk;
 mod ending;
 mod escape;
 mod keyboard;
+mod memory;
+mod options;
 mod pages;
 mod report;
 mod run;

@@ -71,7 +71,8 @@ fn builder(args: &RunArgs) -> Result<VmBuilder, Failure> {
     }
     let mut builder = Vm::builder()
         .vcpus(args.vcpus)
-        .memory(args.memory)
+        .memory(args.memory.size())
+        .memory_backing(args.memory.backing().map_err(Failure::refused)?)
         .cmdline(args.cmdline.as_str())
         .acpi(!args.no_acpi)
         .kernel(kernel);

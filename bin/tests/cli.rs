@@ -84,7 +84,13 @@ fn machines_that_cannot_be_are_refused() {
     let long = "x".repeat(100_000);
     run(sparkler(["run", &guest, "--cmdline", &long])).assert_refused("command line");
     run(sparkler(["run", &guest, "--cmdline", "tab\x1bescape"])).assert_refused("command line");
-    assert_eq!(files.names(), ["guest.elf"]);
+    run(sparkler(["run", &guest, "-m", "64M,hugepages=4M"])).assert_refused("hugepages=2M");
+    run(sparkler(["run", &guest, "-m", "63M,hugepages=2M"])).assert_refused("multiples of 2 MiB");
+    let file = files.file("small", b"less than a page");
+    let memory = format!("16M,file={file}");
+    run(sparkler(["run", &guest, "-m", &memory])).assert_refused("has 16 bytes");
+    run(sparkler(["run", &guest, "-m", "16M,file=/no/such"])).assert_refused("/no/such");
+    assert_eq!(files.names(), ["guest.elf", "small"]);
 }
 
 #[test]

@@ -111,6 +111,22 @@ fn the_timeline_goes_from_memory_to_the_end() {
 
 #[test]
 #[ignore = "needs /dev/kvm"]
+fn memory_is_backed_as_asked_for() {
+    let files = Files::new();
+    let file = files.file("memory", b"");
+    File::options().write(true).open(&file).unwrap().set_len(16 << 20).unwrap();
+    let of_file = format!("16M,file={file}");
+    for memory in ["16M,shared,prefault,thp=off", "16M,thp=on", of_file.as_str()] {
+        let ended = run_guest("test=memory expect_memory=16777216", &["-m", memory, "--json"]);
+        assert_eq!(ended.code, Some(0), "{memory}: {ended:?}");
+    }
+    // The built-in guest lies at 1 MiB.
+    let loaded = fs::read(&file).unwrap();
+    assert_ne!(loaded[1 << 20..][..64], [0; 64]);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
 fn a_pipe_ends_by_signal_with_the_shells_code() {
     let files = Files::new();
     let mut child = sparkler(["run", &files.guest(), "--cmdline", "test=hello end=hang", "--json"])

@@ -33,6 +33,8 @@ pub const UART_LOOPBACK: u8 = 0x33;
 pub const PORT_VALUE: u8 = 0x40;
 /// `test=mmio`: an absent address read something else than all ones.
 pub const MMIO_VALUE: u8 = 0x41;
+/// `test=shared`: what was written to read-only memory is there.
+pub const SHARED_CHANGED: u8 = 0x42;
 
 /// `test=echo`, `test=sink`: there is no UART to read from.
 pub const NO_UART: u8 = 0x50;

@@ -1,5 +1,8 @@
 //! The memory map as the guest is told it, in the manner of a PC's BIOS call `e820`.
 
+use std::iter;
+use std::ops::Range;
+
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::error::LoadError;
@@ -23,10 +26,20 @@ pub(crate) struct Entry {
     pub(crate) kind: Kind,
 }
 
-/// RAM is what `memory` has, without the range of the MP and ACPI tables, which is reserved.
-pub(crate) fn map<M: GuestMemoryBackend>(memory: &M) -> Result<Vec<Entry>, LoadError> {
-    let mut entries =
-        vec![Entry { start: MP_TABLE.0, size: HIGH_MEMORY.0 - MP_TABLE.0, kind: Kind::Reserved }];
+/// RAM is what `memory` has, without the range of the MP and ACPI tables, which is reserved, as are the
+/// ranges of `reserved`.
+pub(crate) fn map<M: GuestMemoryBackend>(
+    memory: &M,
+    reserved: &[Range<u64>],
+) -> Result<Vec<Entry>, LoadError> {
+    let mut entries: Vec<_> = iter::once(&(MP_TABLE.0..HIGH_MEMORY.0))
+        .chain(reserved)
+        .map(|&Range { start, end }| Entry {
+            start,
+            size: end.saturating_sub(start),
+            kind: Kind::Reserved,
+        })
+        .collect();
     for (start, end) in pieces(memory) {
         for (start, end) in [(start, end.min(MP_TABLE.0)), (start.max(HIGH_MEMORY.0), end)] {
             if start < end {
@@ -86,7 +99,7 @@ mod tests {
     fn below_the_hole() {
         let memory = memory(&[(0, 4 << 20)]);
         let expected = [ram(0, 0x9_fc00), TABLES, ram(0x10_0000, 4 << 20)];
-        assert_eq!(map(&memory).unwrap(), expected);
+        assert_eq!(map(&memory, &[]).unwrap(), expected);
         assert_eq!(end_of_low_memory(&memory), 4 << 20);
     }
 
@@ -99,17 +112,27 @@ mod tests {
             ram(0x10_0000, 3 << 30),
             ram(4 << 30, (4 << 30) + (1 << 20)),
         ];
-        assert_eq!(map(&memory).unwrap(), expected);
+        assert_eq!(map(&memory, &[]).unwrap(), expected);
         assert_eq!(end_of_low_memory(&memory), 3 << 30);
     }
 
     #[test]
+    fn reserved_ranges_are_told_in_their_place() {
+        let memory = memory(&[(0, 4 << 20), (8 << 30, 1 << 20)]);
+        let shared = 4 << 30..(4 << 30) + 4096;
+        let reserved = Entry { start: shared.start, size: 4096, kind: Kind::Reserved };
+        let high = ram(8 << 30, (8 << 30) + (1 << 20));
+        let expected = [ram(0, 0x9_fc00), TABLES, ram(0x10_0000, 4 << 20), reserved, high];
+        assert_eq!(map(&memory, &[shared]).unwrap(), expected);
+    }
+
+    #[test]
     fn tiny_and_odd_memories() {
-        assert_eq!(map(&memory(&[(0, 0x1000)])).unwrap(), [ram(0, 0x1000), TABLES]);
+        assert_eq!(map(&memory(&[(0, 0x1000)]), &[]).unwrap(), [ram(0, 0x1000), TABLES]);
         assert_eq!(end_of_low_memory(&memory(&[(0, 0x1000)])), 1 << 20);
         assert_eq!(end_of_low_memory(&memory(&[(4 << 30, 0x1000)])), 1 << 20);
         let scattered: Vec<_> = (0..140).map(|i| ((1 << 20) + i * 0x2000, 0x1000)).collect();
-        let error = map(&memory(&scattered)).unwrap_err();
+        let error = map(&memory(&scattered), &[]).unwrap_err();
         assert!(matches!(error, LoadError::TooManyRegions { limit: 128, .. }), "{error}");
     }
 }

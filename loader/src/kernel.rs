@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::Write;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -236,6 +237,8 @@ pub struct BootConfig<'a> {
     /// Where the ACPI tables begin (what [`acpi::write`](crate::acpi::write) returned), if there
     /// are any.
     pub rsdp: Option<GuestAddress>,
+    /// Addresses outside `memory` that the memory map shall call reserved.
+    pub reserved: &'a [Range<u64>],
 }
 
 /// How the first vCPU is to be set up and where it begins.
@@ -281,7 +284,7 @@ impl BootInfo {
     ) -> Result<Self, LoadError> {
         let limit = e820::end_of_low_memory(memory).min(HOLE_START.0).min(initrd_limit);
         let initrd = config.initrd.map(|initrd| initrd.place(kernel_end, limit)).transpose()?;
-        Ok(Self { e820: e820::map(memory)?, initrd, rsdp: config.rsdp })
+        Ok(Self { e820: e820::map(memory, config.reserved)?, initrd, rsdp: config.rsdp })
     }
 
     fn write<M: GuestMemoryBackend>(

@@ -2,8 +2,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::thread;
 
-use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Kvm, VcpuFd, VmFd};
+use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use sparkler_devices::power;
 use sparkler_devices::serial::SerialPort;
 use sparkler_devices::virtio::VirtioDevice;
@@ -16,12 +16,13 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use crate::arch::x86_64::{self, VcpuTemplate};
 use crate::control::Control;
 use crate::error::KvmError;
-use crate::machine::{Machine, SerialConsole, ports};
+use crate::machine::{GuestSpace, Machine, SerialConsole, ports};
+use crate::memory::{Ranges, RegionKind, SharedRegions};
 use crate::sys::kernel_pages::KernelPages;
 use crate::sys::signal;
 use crate::timeline::{Milestone, Recorder};
 use crate::virtio_slots::{self, Slot};
-use crate::{BuildError, Console, MemorySize, Vm, host, memory};
+use crate::{BuildError, Console, MemoryBacking, MemoryError, MemorySize, SharedRegion, Vm, host};
 
 /// Bytes of kernel and initrd from which on they are loaded while another thread sets up KVM. Reading them
 /// takes as long as the start of a thread, 0.1 ms and more.
@@ -36,6 +37,9 @@ const WORTH_A_THREAD: u64 = 256 << 10;
 pub struct VmBuilder {
     vcpus: u32,
     memory: MemorySize,
+    memory_backing: MemoryBacking,
+    memory_regions: Vec<(u64, MemorySize)>,
+    shared_regions: Vec<(u64, SharedRegion)>,
     kernel: Option<Kernel>,
     initrd: Option<Initrd>,
     cmdline: String,
@@ -54,6 +58,9 @@ impl VmBuilder {
         Self {
             vcpus: 1,
             memory: MemorySize::mib(256),
+            memory_backing: MemoryBacking::default(),
+            memory_regions: Vec::new(),
+            shared_regions: Vec::new(),
             kernel: None,
             initrd: None,
             cmdline: String::new(),
@@ -72,6 +79,27 @@ impl VmBuilder {
     /// How much memory: [`MemorySize::MIN`] to [`MemorySize::MAX`], whole pages.
     pub fn memory(mut self, size: MemorySize) -> Self {
         self.memory = size;
+        self
+    }
+
+    /// What is behind the memory on the host: ordinary pages (the default), huge pages, a memfd or a
+    /// file that others share.
+    pub fn memory_backing(mut self, backing: MemoryBacking) -> Self {
+        self.memory_backing = backing;
+        self
+    }
+
+    /// Adds memory at a guest-physical address of one's own choice, at 4 GiB or above and in whole
+    /// pages: so memory can have holes. What lies between is absent.
+    pub fn memory_region(mut self, address: u64, size: MemorySize) -> Self {
+        self.memory_regions.push((address, size));
+        self
+    }
+
+    /// Adds a file that the guest can read at a guest-physical `address`, at 4 GiB or above and a
+    /// multiple of 4 KiB. See [`SharedRegion`] for what the guest finds there.
+    pub fn shared_region(mut self, address: u64, region: SharedRegion) -> Self {
+        self.shared_regions.push((address, region));
         self
     }
 
@@ -141,20 +169,22 @@ impl VmBuilder {
         self.check_memory()?;
         self.check_devices()?;
         let devices = std::mem::take(&mut self.devices.0);
+        let ranges = self.checked_ranges()?;
+        let shared = std::mem::take(&mut self.shared_regions);
         let kernel = self.kernel.as_ref().ok_or(BuildError::NoKernel)?;
-        let memory = memory::map(self.memory)
-            .map_err(|source| BuildError::MapMemory { size: self.memory, source })?;
+        let memory = self.memory_backing.map(&ranges)?;
+        let shared = SharedRegions::map(shared)?;
         let slots = virtio_slots::place(devices, &memory).map_err(BuildError::VirtioDevice)?;
         let cmdline = self.whole_cmdline(&slots)?;
         recorder.record(Milestone::MemoryMapped);
 
         let load = || {
-            let entry = self.load(kernel, &cmdline, &memory, count, &slots);
+            let entry = self.load(kernel, &cmdline, &memory, &ranges, count, &slots);
             recorder.record(Milestone::KernelLoaded);
             entry
         };
         let create = || {
-            let hardware = Hardware::create(&memory, count, &slots, self.acpi);
+            let hardware = Hardware::create(&memory, &shared, count, &slots, self.acpi);
             recorder.record(Milestone::KvmReady);
             hardware
         };
@@ -162,9 +192,9 @@ impl VmBuilder {
         // A mistake of the caller is told before what the host lacks.
         let entry = entry?;
         let hardware = hardware?;
-        self.check_address_width(&hardware)?;
-        let control = Control::new(count, recorder).map_err(KvmError::EventFd)?;
-        self.assemble(hardware, &entry, memory, slots, Arc::new(control))
+        self.check_address_width(&hardware, &ranges)?;
+        let control = Arc::new(Control::new(count, recorder).map_err(KvmError::EventFd)?);
+        self.assemble(hardware, &entry, GuestSpace { memory, shared }, slots, control)
     }
 
     /// Does both, the one beside the other if there is enough to load that a thread is worth its start.
@@ -226,11 +256,23 @@ impl VmBuilder {
             .map_err(|source| BuildError::DevicesOnCmdline { devices: slots.len(), source })
     }
 
+    /// Where memory and shared regions lie.
+    fn checked_ranges(&self) -> Result<Ranges, MemoryError> {
+        let mut ranges = Ranges::new(self.memory);
+        for (start, size) in &self.memory_regions {
+            ranges.add(RegionKind::Extra, *start, *size)?;
+        }
+        for (start, region) in &self.shared_regions {
+            ranges.add(RegionKind::Shared, *start, region.size())?;
+        }
+        Ok(ranges)
+    }
+
     /// The processor must be able to address the end of memory.
-    fn check_address_width(&self, hardware: &Hardware) -> Result<(), BuildError> {
+    fn check_address_width(&self, hardware: &Hardware, ranges: &Ranges) -> Result<(), BuildError> {
         let end = 1u64.checked_shl(hardware.address_bits).unwrap_or(u64::MAX);
-        if memory::end_address(self.memory) <= end {
-            return Ok(());
+        if ranges.end_of_memory() <= end {
+            return Ok(ranges.check_added_below(end)?);
         }
         let max = MemorySize::gib((end >> 30).saturating_sub(1));
         Err(BuildError::Memory { requested: self.memory, min: MemorySize::MIN, max })
@@ -242,6 +284,7 @@ impl VmBuilder {
         kernel: &Kernel,
         cmdline: &Cmdline,
         memory: &GuestMemoryMmap,
+        ranges: &Ranges,
         vcpus: u8,
         slots: &[Slot],
     ) -> Result<Entry, BuildError> {
@@ -255,8 +298,11 @@ impl VmBuilder {
         };
         x86_64::write_page_tables(memory).map_err(BuildError::BootState)?;
         x86_64::write_reset_vector(memory).map_err(BuildError::BootState)?;
-        let config = BootConfig { cmdline, initrd: self.initrd.as_ref(), rsdp };
-        Ok(kernel.load_with(memory, &config, Some(&KernelPages(memory)))?)
+        let reserved = &ranges.reserved();
+        let config = BootConfig { cmdline, initrd: self.initrd.as_ref(), rsdp, reserved };
+        let pages = KernelPages(memory);
+        let pages = self.memory_backing.may_be_replaced().then_some(&pages as _);
+        Ok(kernel.load_with(memory, &config, pages)?)
     }
 
     /// Puts devices and vCPUs together.
@@ -264,7 +310,7 @@ impl VmBuilder {
         self,
         hardware: Hardware,
         entry: &Entry,
-        memory: GuestMemoryMmap,
+        space: GuestSpace,
         slots: Vec<Slot>,
         control: Arc<Control>,
     ) -> Result<Vm, BuildError> {
@@ -277,7 +323,7 @@ impl VmBuilder {
             .map_err(KvmError::EventFd)?;
         let ports = ports(&serial.port, &control)?;
         slots.iter().for_each(|slot| slot.report_panics(&control));
-        let machine = Machine::new(ports, slots, vcpus, vm, memory)?;
+        let machine = Machine::new(ports, slots, vcpus, vm, space)?;
         control.recorder().record(Milestone::Built);
         Ok(Vm::new(machine, serial, self.console, control))
     }
@@ -317,6 +363,7 @@ struct Hardware {
 impl Hardware {
     fn create(
         memory: &GuestMemoryMmap,
+        shared: &SharedRegions,
         count: u8,
         slots: &[Slot],
         acpi: bool,
@@ -330,6 +377,7 @@ impl Hardware {
         // Memory before the irqchip: the other way round, the slot waits for an RCU grace period that the
         // irqchip's routing has begun, milliseconds on an idle host.
         add_memory(&vm, memory)?;
+        add_shared_regions(&kvm, &vm, memory.num_regions(), shared)?;
         x86_64::create_irqchip(&vm, !acpi)?;
         let template = VcpuTemplate::new(&kvm, count, !acpi)?;
         let vcpus = (0..count).map(|index| create_vcpu(&vm, &template, index));
@@ -373,6 +421,33 @@ fn add_memory(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<(), KvmError> {
         // SAFETY: the region is a mapping of exactly this address and length. `Machine` owns it together
         // with `vm`, and every thread that runs a vCPU holds the `Machine`: no guest instruction runs
         // after the mapping is gone. Guest memory is only ever accessed as volatile memory.
+        unsafe { vm.set_user_memory_region(region) }
+            .map_err(KvmError::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}
+
+/// Gives KVM one read-only memory slot for each shared region, after the `taken` ones of memory.
+fn add_shared_regions(
+    kvm: &Kvm,
+    vm: &VmFd,
+    taken: usize,
+    shared: &SharedRegions,
+) -> Result<(), KvmError> {
+    let first = u32::try_from(taken).unwrap_or(u32::MAX);
+    for (slot, window) in (first..).zip(shared.iter()) {
+        if !kvm.check_extension(Cap::ReadonlyMem) {
+            return Err(KvmError::Capability("KVM_CAP_READONLY_MEM"));
+        }
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: KVM_MEM_READONLY,
+            guest_phys_addr: window.range.start,
+            memory_size: window.range.end.saturating_sub(window.range.start),
+            userspace_addr: window.host_address(),
+        };
+        // SAFETY: as for memory: `Machine` owns the mapping, of exactly this address and length, and drops
+        // it after `vm`. It can only be read.
         unsafe { vm.set_user_memory_region(region) }
             .map_err(KvmError::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
     }

@@ -5,10 +5,9 @@ use sparkler_loader::acpi::AcpiError;
 use sparkler_loader::mptable::MpTableError;
 use sparkler_loader::{CmdlineError, LoadError};
 use thiserror::Error;
-use vm_memory::mmap::FromRangesError;
 use vmm_sys_util::errno;
 
-use crate::MemorySize;
+use crate::{MemoryError, MemorySize};
 
 /// Why [`VmBuilder::build`](crate::VmBuilder::build) made no machine.
 #[derive(Debug, Error)]
@@ -63,14 +62,9 @@ pub enum BuildError {
     /// The command line is not one that a kernel takes.
     #[error(transparent)]
     Cmdline(#[from] CmdlineError),
-    /// Address space for the guest's memory could not be had.
-    #[error("cannot reserve {size} of address space for guest memory")]
-    MapMemory {
-        /// How much.
-        size: MemorySize,
-        /// The reason.
-        source: FromRangesError,
-    },
+    /// Guest memory cannot be had as it was asked for.
+    #[error(transparent)]
+    GuestMemory(#[from] MemoryError),
     /// Kernel, initrd or command line cannot be loaded into this memory.
     #[error(transparent)]
     Load(#[from] LoadError),

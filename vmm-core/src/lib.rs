@@ -30,7 +30,10 @@ pub use crate::builder::VmBuilder;
 pub use crate::console::Console;
 pub use crate::error::{BuildError, KvmError, RunError, StartError};
 pub use crate::handle::{ControlError, VmHandle, VmState};
-pub use crate::memory::{MemorySize, ParseMemorySizeError};
+pub use crate::memory::{
+    HugePageSize, MemoryBacking, MemoryError, MemorySize, ParseMemorySizeError, RegionKind,
+    SharedRegion, SharedRegionError,
+};
 pub use crate::outcome::{Crash, CrashReason, Outcome};
 pub use crate::running::{RunningVm, Stats};
 pub use crate::timeline::{Event, Milestone, Timeline};

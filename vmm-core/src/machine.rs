@@ -1,3 +1,5 @@
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{VcpuFd, VmFd};
@@ -5,11 +7,12 @@ use sparkler_devices::boot_mark::{BOOT_MARK_PORT, BootMark};
 use sparkler_devices::power::{self, AcpiRegisters, ExitPort, I8042, PowerEvent};
 use sparkler_devices::serial::{OutputBuffer, SerialPort};
 use sparkler_devices::{Bus, BusDevice, BusError};
-use vm_memory::GuestMemoryMmap;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::InputSpace;
 use crate::control::Control;
+use crate::memory::SharedRegions;
 use crate::sys::wake::Wake;
 use crate::timeline::Milestone;
 use crate::virtio_slots::{Slot, Transports};
@@ -25,7 +28,14 @@ pub(crate) struct Machine {
     vcpus: Vec<Mutex<VcpuFd>>,
     // Kept, not used: KVM maps guest memory by its address in this process. The VM goes first, then the memory.
     _vm: VmFd,
-    _memory: GuestMemoryMmap,
+    pub(crate) space: GuestSpace,
+}
+
+/// What a guest finds in its physical address space beside devices.
+#[derive(Debug)]
+pub(crate) struct GuestSpace {
+    pub(crate) memory: GuestMemoryMmap,
+    pub(crate) shared: SharedRegions,
 }
 
 impl Machine {
@@ -34,12 +44,17 @@ impl Machine {
         slots: Vec<Slot>,
         vcpus: Vec<VcpuFd>,
         vm: VmFd,
-        memory: GuestMemoryMmap,
+        space: GuestSpace,
     ) -> Result<Self, BusError> {
         let mut mmio = Bus::new();
+        for window in space.shared.iter() {
+            let Range { start, end } = window.range;
+            let length = end.saturating_sub(start);
+            mmio.insert(start, length, window.device())?;
+        }
         let virtio = Transports::insert(slots, &mut mmio)?;
         let vcpus = vcpus.into_iter().map(Mutex::new).collect();
-        Ok(Self { ports, mmio, virtio, vcpus, _vm: vm, _memory: memory })
+        Ok(Self { ports, mmio, virtio, vcpus, _vm: vm, space })
     }
 
     /// How many vCPUs it has.
@@ -68,6 +83,14 @@ impl Machine {
     /// Undoes [`pause`](Self::pause).
     pub(crate) fn resume(&self) {
         self.virtio.resume();
+    }
+}
+
+impl GuestSpace {
+    /// The file behind guest memory, if there is one.
+    pub(crate) fn memory_fd(&self) -> Option<BorrowedFd<'_>> {
+        let file = self.memory.iter().next()?.file_offset()?;
+        Some(file.file().as_fd())
     }
 }
 

@@ -1,3 +1,4 @@
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::thread;
 
@@ -52,6 +53,13 @@ impl Vm {
             running.attach(ConsoleThreads::start(console, &serial, &control)?);
         }
         Ok(running)
+    }
+
+    /// The file behind guest memory, if [`MemoryBacking`](crate::MemoryBacking) asked for one: with
+    /// it, another process can map guest memory.
+    #[must_use]
+    pub fn memory_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.machine.space.memory_fd()
     }
 
     /// What happened so far.

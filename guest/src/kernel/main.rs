@@ -19,6 +19,7 @@ mod end;
 mod exit_code;
 mod interrupts;
 mod intrinsics;
+mod look;
 mod memory;
 mod paging;
 mod port;
@@ -79,6 +80,9 @@ fn run(boot: &BootInfo, cmdline: &Cmdline) -> TestResult {
         b"net" => virtio::net(boot, cmdline),
         b"netinfo" => virtio::net_info(boot, cmdline),
         b"hostile" => virtio::hostile(boot, cmdline),
+        b"shared" => look::shared(cmdline),
+        b"cpuid" => look::cpuid(cmdline),
+        b"msr" => look::msr(cmdline),
         b"speed" => speed::run(cmdline),
         b"hang" => end::hang(),
         b"spin" => smp::spin(cmdline),

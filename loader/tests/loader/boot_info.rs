@@ -27,7 +27,7 @@ fn boot_params_of_a_vmlinux() {
     let cmdline = Cmdline::new("console=ttyS0 panic=-1").unwrap();
     let initrd = Initrd::bytes(vec![0xab; 5000]);
     let rsdp = Some(GuestAddress(0xe_0000));
-    let config = BootConfig { cmdline: &cmdline, initrd: Some(&initrd), rsdp };
+    let config = BootConfig { cmdline: &cmdline, initrd: Some(&initrd), rsdp, reserved: &[] };
     Kernel::bytes(Elf::default().build()).load(&memory, &config).unwrap();
 
     assert_eq!(bytes(&memory, 0x2_0000, 23), b"console=ttyS0 panic=-1\0");
@@ -67,7 +67,7 @@ fn start_info_of_pvh() {
     let cmdline = Cmdline::new("x").unwrap();
     let initrd = Initrd::bytes(vec![0xab; 4096]);
     let rsdp = Some(GuestAddress(0xe_0000));
-    let config = BootConfig { cmdline: &cmdline, initrd: Some(&initrd), rsdp };
+    let config = BootConfig { cmdline: &cmdline, initrd: Some(&initrd), rsdp, reserved: &[] };
     let elf = Elf { pvh_entry: Some(0x100_0040), ..Elf::default() };
     let kernel = Kernel::bytes(elf.build()).with_protocol(Protocol::Pvh);
     kernel.load(&memory, &config).unwrap();
@@ -93,7 +93,8 @@ fn the_initrd_must_fit_between_kernel_and_limit() {
     let cmdline = Cmdline::default();
     let try_size = |kernel: &Kernel, size: u64| {
         let initrd = Initrd::bytes(vec![1; usize::try_from(size).unwrap()]);
-        let config = BootConfig { cmdline: &cmdline, initrd: Some(&initrd), rsdp: None };
+        let config =
+            BootConfig { cmdline: &cmdline, initrd: Some(&initrd), rsdp: None, reserved: &[] };
         let memory = memory(32);
         let result = kernel.load(&memory, &config);
         let params: boot_params = read(&memory, 0x7000);
@@ -126,7 +127,7 @@ fn the_initrd_stays_below_the_hole() {
     let ranges = ranges.map(|(start, len)| (GuestAddress(start), len));
     let memory = GuestMemoryMmap::<()>::from_ranges(&ranges).unwrap();
     let (cmdline, initrd) = (Cmdline::default(), Initrd::bytes(vec![1; 100]));
-    let config = BootConfig { cmdline: &cmdline, initrd: Some(&initrd), rsdp: None };
+    let config = BootConfig { cmdline: &cmdline, initrd: Some(&initrd), rsdp: None, reserved: &[] };
     Kernel::bytes(Elf::default().build()).load(&memory, &config).unwrap();
     let params: boot_params = read(&memory, 0x7000);
     assert_eq!(u64::from(params.hdr.ramdisk_image), (3 << 30) - PAGE);

@@ -50,7 +50,7 @@ fn elf() -> Elf {
 
 fn load(kernel: &Kernel, memory: &GuestMemoryMmap, can: bool) -> (Entry, Vec<(u64, u64)>) {
     let cmdline = Cmdline::new("").unwrap();
-    let config = BootConfig { cmdline: &cmdline, initrd: None, rsdp: None };
+    let config = BootConfig { cmdline: &cmdline, initrd: None, rsdp: None, reserved: &[] };
     let pages = Pages { memory, can, mapped: RefCell::default() };
     let entry = kernel.load_with(memory, &config, Some(&pages)).unwrap();
     (entry, pages.mapped.into_inner())
@@ -95,7 +95,7 @@ fn a_shared_bzimage_is_unpacked_once_and_keeps_its_header() {
     load(&shared, &memory, true);
     assert_eq!(bytes(&memory, 0x7000 + 0x202, 4), b"HdrS");
     let long = Cmdline::new(&"x".repeat(101)).unwrap();
-    let config = BootConfig { cmdline: &long, initrd: None, rsdp: None };
+    let config = BootConfig { cmdline: &long, initrd: None, rsdp: None, reserved: &[] };
     shared.load(&memory, &config).unwrap_err();
 }
 

@@ -23,7 +23,7 @@ pub(crate) fn bytes(memory: &GuestMemoryMmap, address: u64, len: usize) -> Vec<u
 /// Loads without an initrd.
 pub(crate) fn load(kernel: &Kernel, memory: &GuestMemoryMmap) -> Result<Entry, LoadError> {
     let cmdline = Cmdline::new("console=ttyS0").unwrap();
-    kernel.load(memory, &BootConfig { cmdline: &cmdline, initrd: None, rsdp: None })
+    kernel.load(memory, &BootConfig { cmdline: &cmdline, initrd: None, rsdp: None, reserved: &[] })
 }
 
 /// An error with all of its causes, as a person would be shown it.

@@ -20,6 +20,8 @@ pub(crate) enum Need {
     Network,
     /// `host_*`: an administrator's rights.
     Root,
+    /// `hugepages_*`: the same, and any `/dev/kvm`.
+    RootAndKvm,
     /// Any other name: Debian's kernel, as a file.
     Kernel,
 }
@@ -32,6 +34,7 @@ impl Need {
             Some("debian") => Self::DebianRoot,
             Some("network") => Self::Network,
             Some("host") => Self::Root,
+            Some("hugepages") => Self::RootAndKvm,
             _ => Self::Kernel,
         }
     }

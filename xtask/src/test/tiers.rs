@@ -61,8 +61,10 @@ pub(super) fn t1(report: &mut Report) -> Result<()> {
         let lacking = match (harness.need(), &guest) {
             // The next tier's.
             (Need::StockLinux | Need::DebianRoot | Need::Network, _) => continue,
-            (Need::Kvm, _) if kvm == Kvm::None => kvm.to_string(),
-            (Need::Root, _) if !rustix::process::geteuid().is_root() => "not root".to_owned(),
+            (Need::Kvm | Need::RootAndKvm, _) if kvm == Kvm::None => kvm.to_string(),
+            (Need::Root | Need::RootAndKvm, _) if !rustix::process::geteuid().is_root() => {
+                "not root".to_owned()
+            }
             (Need::Kernel, Err(error)) => format!("{error:#}"),
             _ => {
                 let mut run = on_this_host(&harness, guest.as_ref().ok());
@@ -83,7 +85,7 @@ pub(super) fn t2(report: &mut Report, kvm_in_lab: bool) -> Result<()> {
     let in_lab = |harness: &&Harness| match harness.need() {
         Need::StockLinux | Need::DebianRoot | Need::Network => true,
         Need::Kvm => kvm_in_lab || kvm == Kvm::None,
-        Need::Root | Need::Kernel => false,
+        Need::Root | Need::RootAndKvm | Need::Kernel => false,
     };
     let lab = match Lab::prepare(Binary::Build) {
         Ok(lab) => lab,
@@ -154,7 +156,7 @@ fn t2_on_this_host(report: &mut Report) -> Result<()> {
                 let Some(disk) = root_disk(report, &guest, &title, &harness)? else { continue };
                 run.env(ROOT_DISK, disk);
             }
-            Need::Kvm | Need::Root | Need::Kernel => continue,
+            Need::Kvm | Need::Root | Need::RootAndKvm | Need::Kernel => continue,
         }
         run_harness(report, "T2", &title, &mut run)?;
     }

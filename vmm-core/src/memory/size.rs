@@ -1,18 +1,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-use sparkler_loader::layout;
 use thiserror::Error;
-use vm_memory::mmap::FromRangesError;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
-
-use crate::sys;
 
 /// How much memory a guest has.
 ///
 /// Any number of bytes can be said; [`VmBuilder::build`](crate::VmBuilder::build) accepts from
-/// [`MIN`](Self::MIN) to [`MAX`](Self::MAX) in whole pages of 4 KiB. Host memory is taken only as the
-/// guest touches it.
+/// [`MIN`](Self::MIN) to [`MAX`](Self::MAX) in whole pages of 4 KiB. Unless
+/// [`MemoryBacking`](crate::MemoryBacking) says otherwise, host memory is taken only as the guest
+/// touches it.
 ///
 /// ```
 /// use sparkler::MemorySize;
@@ -111,36 +107,9 @@ impl FromStr for MemorySize {
     }
 }
 
-/// Below the hole and above it is RAM; in it are interrupt controllers and device windows.
-const HOLE_START: u64 = layout::HOLE_START.0;
-const HOLE_END: u64 = layout::HOLE_END.0;
-
-/// The physical memory of a guest that has `size` bytes: one region below the hole and, where needed,
-/// one above it. `size` is a legal one.
-pub(crate) fn map(size: MemorySize) -> Result<GuestMemoryMmap, FromRangesError> {
-    let low = size.0.min(HOLE_START);
-    let high = size.0.saturating_sub(HOLE_START);
-    let ranges: Vec<_> = [(0, low), (HOLE_END, high)]
-        .into_iter()
-        .filter(|(_, length)| *length > 0)
-        .map(|(start, length)| Some((GuestAddress(start), usize::try_from(length).ok()?)))
-        .collect::<Option<_>>()
-        .ok_or(FromRangesError::InvalidGuestRegion)?;
-    // Anonymous, private and without reservation: pages appear when they are touched.
-    let memory = GuestMemoryMmap::from_ranges(&ranges)?;
-    memory.iter().for_each(sys::memory::keep_from_children);
-    Ok(memory)
-}
-
-/// The highest address of a guest with `size` bytes of memory, plus one.
-pub(crate) fn end_address(size: MemorySize) -> u64 {
-    if size.0 <= HOLE_START { size.0 } else { size.0.saturating_add(HOLE_END - HOLE_START) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_memory::GuestMemoryRegion;
 
     #[test]
     fn parses_what_people_write() {
@@ -158,20 +127,5 @@ mod tests {
             let too_large = ParseMemorySizeError::TooLarge(text.to_owned());
             assert_eq!(text.parse::<MemorySize>(), Err(too_large), "{text}");
         }
-    }
-
-    #[test]
-    fn memory_goes_around_the_hole() {
-        let regions = |size| {
-            let memory = map(size).unwrap();
-            memory.iter().map(|region| (region.start_addr().0, region.len())).collect::<Vec<_>>()
-        };
-        assert_eq!(regions(MemorySize::mib(4)), [(0, 4 << 20)]);
-        assert_eq!(regions(MemorySize::gib(3)), [(0, 3 << 30)]);
-        let more = MemorySize::bytes((3 << 30) + 4096);
-        assert_eq!(regions(more), [(0, 3 << 30), (4 << 30, 4096)]);
-        assert_eq!(regions(MemorySize::gib(512)), [(0, 3 << 30), (4 << 30, 509 << 30)]);
-        assert_eq!(end_address(more), (4 << 30) + 4096);
-        assert_eq!(end_address(MemorySize::gib(3)), 3 << 30);
     }
 }
