@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo | test | lab | bench-disk`.
+//! The project's own commands: `cargo xtask demo | test | lab | kernel | bench-disk`.
 //!
 //! Each sets itself up on a fresh machine (Debian packages, Rust targets, the lab's kernel) and
 //! keeps what it made under `target/lab`.
@@ -7,6 +7,7 @@ mod bench_disk;
 mod cargo;
 mod demo;
 mod host;
+mod kernel;
 mod lab;
 mod report;
 mod setup;
@@ -32,6 +33,8 @@ enum Task {
     Test(test::Options),
     /// Measure disks under a stock kernel next to other monitors, in the lab or on hardware KVM
     BenchDisk(bench_disk::Options),
+    /// Build a small kernel for microVMs from Debian's sources
+    Kernel(kernel::Options),
     /// Run a command, or a shell, on a host with hardware-like KVM that QEMU emulates
     Lab(lab::Options),
 }
@@ -41,6 +44,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
         Task::BenchDisk(options) => bench_disk::run(&options),
+        Task::Kernel(options) => kernel::run(&options),
         Task::Lab(options) => return lab::run(&options),
     };
     outcome.unwrap_or_else(|error| {

@@ -11,6 +11,11 @@ use crate::step;
 /// The Debian package that always depends on the current kernel for virtual machines.
 const KERNEL_PACKAGE: &str = "linux-image-cloud-amd64";
 
+/// The Debian packages of kernel sources begin with this, and end with the version; and the one that
+/// `lab/kernel.config` was written for.
+const SOURCE_PACKAGES: &str = "linux-source-";
+const SOURCE_PACKAGE: &str = "linux-source-6.12";
+
 /// Where apt keeps the lists of packages; its time changes with them.
 const PACKAGE_LISTS: &str = "/var/lib/apt/lists";
 
@@ -25,6 +30,21 @@ const LAB_PROGRAMS: [(&str, &str); 5] = [
     ("busybox", "busybox-static"),
     ("mkfs.ext4", "e2fsprogs"),
     ("setpriv", "util-linux"),
+];
+
+/// Programs and a library that a kernel is built with.
+const KERNEL_PROGRAMS: [(&str, &str); 11] = [
+    ("cc", "gcc libc6-dev"),
+    ("make", "make"),
+    ("flex", "flex"),
+    ("bison", "bison"),
+    ("bc", "bc"),
+    ("perl", "perl"),
+    ("xz", "xz-utils"),
+    ("lz4", "lz4"),
+    ("cpio", "cpio"),
+    ("find", "findutils"),
+    ("/usr/include/libelf.h", "libelf-dev"),
 ];
 
 /// Programs that a disk with a Debian root is made with.
@@ -71,6 +91,11 @@ pub(crate) fn guest_tools() -> Result<()> {
 pub(crate) fn lab_tools() -> Result<()> {
     debian_packages(&LAB_PROGRAMS)?;
     guest_tools()
+}
+
+/// Everything that a kernel is built with, except its sources.
+pub(crate) fn kernel_tools() -> Result<()> {
+    debian_packages(&KERNEL_PROGRAMS)
 }
 
 /// What runs next to our monitor in a benchmark.
@@ -208,7 +233,7 @@ fn current_kernel(cache: &Path) -> Result<PathBuf> {
     let unpacked = cache.join(&package.version);
     if !unpacked.is_dir() {
         let scratch = tempfile::tempdir_in(cache)?;
-        let file = download(&package, scratch.path())?;
+        let file = download(&package.name, &package.version, scratch.path())?;
         let mut unpack = Command::new("dpkg-deb");
         unpack.arg("--extract").arg(file).arg(scratch.path().join("x"));
         step::run("unpacking the kernel", &mut unpack)?;
@@ -223,27 +248,60 @@ fn is_newer(file: &Path, than: &Path) -> bool {
     matches!((modified(file), modified(than)), (Ok(file), Ok(than)) if file > than)
 }
 
-struct KernelPackage {
-    name: String,
+/// A package as the lists have it today.
+pub(crate) struct Package {
+    pub(crate) name: String,
     /// The file's name without `.deb`: package, version and architecture.
-    version: String,
+    pub(crate) version: String,
+}
+
+/// Debian's kernel sources: of the version that our configuration is for or, where Debian has none of
+/// it, of the newest.
+pub(crate) fn kernel_source(cache: &Path) -> Result<Package> {
+    // As with the kernel: the answer is kept until apt's lists change.
+    let answer = cache.join("current-source");
+    if is_newer(&answer, Path::new(PACKAGE_LISTS)) {
+        let text = fs::read_to_string(&answer)?;
+        if let Some((name, version)) = text.split_once(' ') {
+            return Ok(Package { name: name.to_owned(), version: version.to_owned() });
+        }
+    }
+    update_package_lists()?;
+    let names = Command::new("apt-cache").args(["pkgnames", SOURCE_PACKAGES]).output();
+    let names = names.context("cannot run apt-cache: the kernel's sources are Debian's")?;
+    let names = String::from_utf8_lossy(&names.stdout).into_owned();
+    let name = choose_source(&names).context("the package lists know no kernel sources")?;
+    let package = resolve(name.to_owned())?;
+    fs::write(answer, format!("{} {}", package.name, package.version))?;
+    Ok(package)
+}
+
+fn choose_source(names: &str) -> Option<&str> {
+    let version = |name: &str| -> Option<(u32, u32)> {
+        let (major, minor) = name.strip_prefix(SOURCE_PACKAGES)?.split_once('.')?;
+        Some((major.parse().ok()?, minor.parse().ok()?))
+    };
+    let newest = || names.lines().filter(|name| version(name).is_some()).max_by_key(|n| version(n));
+    names.lines().find(|name| *name == SOURCE_PACKAGE).or_else(newest)
 }
 
 /// Resolves today's kernel package from the package lists.
-fn kernel_package() -> Result<KernelPackage> {
+fn kernel_package() -> Result<Package> {
     let mut depends = Command::new("apt-cache");
     depends.env("LC_ALL", "C").args(["depends", KERNEL_PACKAGE]);
     let output = depends.output().context("cannot run apt-cache: the lab's kernel is Debian's")?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let image = parse_dependency(&text)
         .with_context(|| format!("the package lists do not know {KERNEL_PACKAGE}"))?;
-    let name = format!("{image}-unsigned");
+    resolve(format!("{image}-unsigned"))
+}
 
+fn resolve(name: String) -> Result<Package> {
     let uris = apt_get("download").args(["--print-uris", &name]).output()?;
     let uris = String::from_utf8_lossy(&uris.stdout).into_owned();
     let file = uris.split_whitespace().find_map(|word| word.strip_suffix(".deb"));
     let version = file.with_context(|| format!("the package lists do not know {name}"))?;
-    Ok(KernelPackage { name, version: version.to_owned() })
+    Ok(Package { name, version: version.to_owned() })
 }
 
 fn parse_dependency(depends: &str) -> Option<&str> {
@@ -253,14 +311,15 @@ fn parse_dependency(depends: &str) -> Option<&str> {
         .find(|package| package.starts_with("linux-image-"))
 }
 
-fn download(package: &KernelPackage, folder: &Path) -> Result<PathBuf> {
+/// Downloads a package into `folder`.
+pub(crate) fn download(name: &str, version: &str, folder: &Path) -> Result<PathBuf> {
     let mut download = apt_get("download");
     // apt would rather drop its rights for the download, and warns where `_apt` cannot write.
     if rustix::process::geteuid().is_root() {
         download.args(["-o", "APT::Sandbox::User=root"]);
     }
-    download.arg(&package.name).current_dir(folder);
-    step::run(&format!("downloading {}", package.version), &mut download)?;
+    download.arg(name).current_dir(folder);
+    step::run(&format!("downloading {version}"), &mut download)?;
     let file = fs::read_dir(folder)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .find(|path| path.extension().is_some_and(|extension| extension == "deb"));
@@ -295,5 +354,13 @@ mod tests {
         let depends = "linux-image-cloud-amd64\n  Depends: linux-image-6.1.0-56-cloud-amd64\n";
         assert_eq!(parse_dependency(depends), Some("linux-image-6.1.0-56-cloud-amd64"));
         assert_eq!(parse_dependency("N: Unable to locate package\n"), None);
+    }
+
+    #[test]
+    fn the_sources_are_those_that_the_configuration_is_for() {
+        let names = "linux-source-6.1\nlinux-source-6.12\nlinux-source-7.3\nlinux-source-x\n";
+        assert_eq!(choose_source(names), Some("linux-source-6.12"));
+        assert_eq!(choose_source(&names.replace("6.12", "6.9")), Some("linux-source-7.3"));
+        assert_eq!(choose_source("linux-source\n"), None);
     }
 }

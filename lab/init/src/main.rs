@@ -11,6 +11,7 @@
 //! | `job=DEVICE` | where the job is, if not on a disk that says so |
 //! | `init=PATH` | hand over to the root's own init, instead of doing the job and ending |
 //! | `records=DEVICE` | write numbered records there until the machine ends: see [`records`] |
+//! | `reset-at-once` | make its first mark, and reset the machine: nothing else |
 //!
 //! The job is a shell script: the content of the disk whose serial number is `job`, at `/run/job` in the
 //! root. The init's own first act is boot mark 100, so that a timeline shows when user space began; its
@@ -38,6 +39,10 @@ const MARK_USER_SPACE: u8 = 100;
 fn main() -> Result<()> {
     let ports = Ports::open().context("cannot reach the exit port and the boot-mark port")?;
     ports.boot_mark(MARK_USER_SPACE);
+    // The kernel gives its init the words that it does not know itself.
+    if std::env::args().any(|word| word == "reset-at-once") {
+        reboot(RebootCommand::Restart)?;
+    }
     mount_file_systems()?;
     modules::load()?;
     let cmdline = fs::read_to_string("/proc/cmdline")?;

@@ -20,6 +20,8 @@ pub(crate) fn load() -> Result<()> {
         match rustix::system::finit_module(&file, c"", 0) {
             // Loaded before, by another init of the same guest.
             Ok(()) | Err(Errno::EXIST) => {}
+            // A kernel without modules has what it needs built in.
+            Err(Errno::NOSYS) => return Ok(()),
             Err(error) => {
                 return Err(error)
                     .with_context(|| format!("cannot load the module {}", name.display()));
