@@ -7,6 +7,7 @@ use clap::{
     builder::styling::{AnsiColor, Styles},
 };
 
+use crate::affinity::AffinityArg;
 use crate::disk::DiskArg;
 use crate::memory::MemoryArg;
 use crate::report;
@@ -126,6 +127,21 @@ pub(crate) struct RunArgs {
     #[arg(short = 'c', long, value_name = "N", default_value_t = 1, help_heading = "Machine")]
     #[arg(allow_hyphen_values = true)]
     pub(crate) vcpus: u32,
+
+    /// Where threads run: vCPU 0 on host CPU 2 is 0=2; vcpus=2-3; devices=0,1
+    ///
+    /// THREADS is the number of a vCPU, counted from 0, or vcpus for those that are not named, or
+    /// devices, which includes the console. Without it they run where sparkler may run.
+    #[arg(long = "cpu-affinity", value_name = "THREADS=CPUS", help_heading = "Machine")]
+    pub(crate) affinities: Vec<AffinityArg>,
+
+    /// Nice value of the machine's threads, -20 to 19
+    #[arg(long, value_name = "N", allow_hyphen_values = true, help_heading = "Machine")]
+    pub(crate) nice: Option<i32>,
+
+    /// Name the machine's threads TEXT/vcpu-0 and so on; up to 7 characters
+    #[arg(long, value_name = "TEXT", help_heading = "Machine")]
+    pub(crate) thread_prefix: Option<String>,
 
     /// Describe the machine by an MP table, without ACPI
     #[arg(long, help_heading = "Machine")]

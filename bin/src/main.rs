@@ -2,6 +2,7 @@
 //!
 //! Only this binary touches the process around the machine: terminal modes, signals, the panic hook.
 
+mod affinity;
 mod args;
 mod built_in;
 mod check;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sparkler::virtio::rng::Rng;
-use sparkler::{Initrd, Kernel, Vm, VmBuilder};
+use sparkler::{Initrd, Kernel, Placement, Vm, VmBuilder};
 
 use crate::{
     args::RunArgs,
@@ -73,6 +73,7 @@ fn builder(args: &RunArgs) -> Result<VmBuilder, Failure> {
         .vcpus(args.vcpus)
         .memory(args.memory.size())
         .memory_backing(args.memory.backing().map_err(Failure::refused)?)
+        .placement(placement(args))
         .cmdline(args.cmdline.as_str())
         .acpi(!args.no_acpi)
         .kernel(kernel);
@@ -86,4 +87,10 @@ fn builder(args: &RunArgs) -> Result<VmBuilder, Failure> {
         builder = builder.device(Rng::new().map_err(Failure::refused)?);
     }
     Ok(builder)
+}
+
+fn placement(args: &RunArgs) -> Placement {
+    let placement = args.affinities.iter().fold(Placement::new(), |all, arg| arg.add_to(all));
+    let placement = args.nice.into_iter().fold(placement, Placement::nice);
+    args.thread_prefix.iter().fold(placement, Placement::name_prefix)
 }

@@ -81,6 +81,15 @@ fn machines_that_cannot_be_are_refused() {
     for count in ["0", "10000", "4294967295"] {
         run(sparkler(["run", &guest, "-c", count])).assert_refused(count);
     }
+    for (flag, value, word) in [
+        ("--cpu-affinity", "0=8191", "this process may use"),
+        ("--cpu-affinity", "1=0", "no vCPU 1"),
+        ("--cpu-affinity", "net=0", "devices"),
+        ("--nice", "20", "-20 to 19"),
+        ("--thread-prefix", "much too long", "names of threads"),
+    ] {
+        run(sparkler(["run", &guest, flag, value])).assert_refused(word);
+    }
     let long = "x".repeat(100_000);
     run(sparkler(["run", &guest, "--cmdline", &long])).assert_refused("command line");
     run(sparkler(["run", &guest, "--cmdline", "tab\x1bescape"])).assert_refused("command line");

@@ -18,11 +18,14 @@ use crate::control::Control;
 use crate::error::KvmError;
 use crate::machine::{GuestSpace, Machine, SerialConsole, ports};
 use crate::memory::{Ranges, RegionKind, SharedRegions};
+use crate::placement::Threads;
 use crate::sys::kernel_pages::KernelPages;
 use crate::sys::signal;
 use crate::timeline::{Milestone, Recorder};
 use crate::virtio_slots::{self, Slot};
-use crate::{BuildError, Console, MemoryBacking, MemoryError, MemorySize, SharedRegion, Vm, host};
+use crate::{
+    BuildError, Console, MemoryBacking, MemoryError, MemorySize, Placement, SharedRegion, Vm, host,
+};
 
 /// Bytes of kernel and initrd from which on they are loaded while another thread sets up KVM. Reading them
 /// takes as long as the start of a thread, 0.1 ms and more.
@@ -40,6 +43,7 @@ pub struct VmBuilder {
     memory_backing: MemoryBacking,
     memory_regions: Vec<(u64, MemorySize)>,
     shared_regions: Vec<(u64, SharedRegion)>,
+    placement: Placement,
     kernel: Option<Kernel>,
     initrd: Option<Initrd>,
     cmdline: String,
@@ -61,6 +65,7 @@ impl VmBuilder {
             memory_backing: MemoryBacking::default(),
             memory_regions: Vec::new(),
             shared_regions: Vec::new(),
+            placement: Placement::new(),
             kernel: None,
             initrd: None,
             cmdline: String::new(),
@@ -100,6 +105,12 @@ impl VmBuilder {
     /// multiple of 4 KiB. See [`SharedRegion`] for what the guest finds there.
     pub fn shared_region(mut self, address: u64, region: SharedRegion) -> Self {
         self.shared_regions.push((address, region));
+        self
+    }
+
+    /// On which of the host's CPUs the machine's threads run, and how.
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = placement;
         self
     }
 
@@ -169,6 +180,7 @@ impl VmBuilder {
         self.check_memory()?;
         self.check_devices()?;
         let devices = std::mem::take(&mut self.devices.0);
+        let threads = Arc::new(self.placement.resolve(count)?);
         let ranges = self.checked_ranges()?;
         let shared = std::mem::take(&mut self.shared_regions);
         let kernel = self.kernel.as_ref().ok_or(BuildError::NoKernel)?;
@@ -194,7 +206,8 @@ impl VmBuilder {
         let hardware = hardware?;
         self.check_address_width(&hardware, &ranges)?;
         let control = Arc::new(Control::new(count, recorder).map_err(KvmError::EventFd)?);
-        self.assemble(hardware, &entry, GuestSpace { memory, shared }, slots, control)
+        slots.iter().for_each(|slot| slot.place_threads(&threads));
+        self.assemble(hardware, &entry, GuestSpace { memory, shared }, slots, threads, control)
     }
 
     /// Does both, the one beside the other if there is enough to load that a thread is worth its start.
@@ -312,6 +325,7 @@ impl VmBuilder {
         entry: &Entry,
         space: GuestSpace,
         slots: Vec<Slot>,
+        threads: Arc<Threads>,
         control: Arc<Control>,
     ) -> Result<Vm, BuildError> {
         let Hardware { vm, vcpus, serial_interrupt, .. } = hardware;
@@ -325,7 +339,7 @@ impl VmBuilder {
         slots.iter().for_each(|slot| slot.report_panics(&control));
         let machine = Machine::new(ports, slots, vcpus, vm, space)?;
         control.recorder().record(Milestone::Built);
-        Ok(Vm::new(machine, serial, self.console, control))
+        Ok(Vm::new(machine, serial, self.console, threads, control))
     }
 }
 

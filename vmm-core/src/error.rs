@@ -7,7 +7,7 @@ use sparkler_loader::{CmdlineError, LoadError};
 use thiserror::Error;
 use vmm_sys_util::errno;
 
-use crate::{MemoryError, MemorySize};
+use crate::{MemoryError, MemorySize, PlacementError};
 
 /// Why [`VmBuilder::build`](crate::VmBuilder::build) made no machine.
 #[derive(Debug, Error)]
@@ -65,6 +65,9 @@ pub enum BuildError {
     /// Guest memory cannot be had as it was asked for.
     #[error(transparent)]
     GuestMemory(#[from] MemoryError),
+    /// The machine's threads cannot run as they were asked to.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
     /// Kernel, initrd or command line cannot be loaded into this memory.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -165,6 +168,14 @@ pub enum RunError {
     /// Signals could not be blocked in a vCPU thread.
     #[error("cannot block signals in the thread of vCPU {vcpu} (error {errno})")]
     Signals {
+        /// Index of the vCPU.
+        vcpu: u8,
+        /// The error number.
+        errno: i32,
+    },
+    /// The thread of a vCPU cannot run where it was when the machine was built: the host has changed.
+    #[error("cannot put the thread of vCPU {vcpu} in its place (error {errno})")]
+    Placement {
         /// Index of the vCPU.
         vcpu: u8,
         /// The error number.

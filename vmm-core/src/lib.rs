@@ -11,6 +11,7 @@ pub mod host;
 mod machine;
 mod memory;
 mod outcome;
+mod placement;
 mod running;
 mod sync;
 mod sys;
@@ -35,6 +36,7 @@ pub use crate::memory::{
     SharedRegion, SharedRegionError,
 };
 pub use crate::outcome::{Crash, CrashReason, Outcome};
+pub use crate::placement::{CpuSet, ParseCpuSetError, Placement, PlacementError};
 pub use crate::running::{RunningVm, Stats};
 pub use crate::timeline::{Event, Milestone, Timeline};
 pub use crate::vm::Vm;

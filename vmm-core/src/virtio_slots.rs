@@ -16,6 +16,7 @@ use crate::RunError;
 use crate::arch::x86_64;
 use crate::control::Control;
 use crate::error::KvmError;
+use crate::placement::Threads;
 
 /// Where the first register window is; the others follow.
 const FIRST_WINDOW: u64 = 0xd000_0000;
@@ -58,6 +59,12 @@ impl Slot {
             let (thread, message) = (thread.to_owned(), message.to_owned());
             control.end(Err(RunError::Panicked { thread, message }));
         });
+    }
+
+    /// The device's thread runs where `threads` says.
+    pub(crate) fn place_threads(&self, threads: &Arc<Threads>) {
+        let threads = Arc::clone(threads);
+        self.transport.on_thread_start(move |name| threads.enter_if_possible(name));
     }
 
     /// What the ACPI tables say of it.

@@ -5,9 +5,10 @@ use std::thread;
 use crate::console::ConsoleThreads;
 use crate::control::Control;
 use crate::machine::{Machine, SerialConsole};
+use crate::placement::{Role, Threads};
 use crate::running::RunningVm;
 use crate::timeline::Milestone;
-use crate::{Console, Outcome, StartError, Timeline, VmBuilder, vcpu};
+use crate::{Console, Outcome, RunError, StartError, Timeline, VmBuilder, vcpu};
 
 /// A machine that is built and has not run: the kernel is loaded, KVM is set up, no thread exists.
 ///
@@ -18,6 +19,7 @@ pub struct Vm {
     machine: Arc<Machine>,
     serial: SerialConsole,
     console: Option<Console>,
+    threads: Arc<Threads>,
     control: Arc<Control>,
 }
 
@@ -32,11 +34,11 @@ impl Vm {
     /// # Errors
     /// [`StartError`] if a thread cannot be had; then nothing runs.
     pub fn start(self) -> Result<RunningVm, StartError> {
-        let Self { machine, serial, console, control } = self;
+        let Self { machine, serial, console, threads: placed, control } = self;
         control.recorder().record(Milestone::Started);
         let mut threads = Vec::with_capacity(machine.vcpu_count().into());
         for index in 0..machine.vcpu_count() {
-            match spawn(index, &machine, &control) {
+            match spawn(index, &machine, &placed, &control) {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
                     // Those that run already leave the guest and end.
@@ -50,7 +52,7 @@ impl Vm {
             RunningVm::new(threads, machine, Arc::clone(&control), Arc::clone(&serial.output));
         if let Some(console) = console {
             // On failure, dropping `running` stops the vCPUs.
-            running.attach(ConsoleThreads::start(console, &serial, &control)?);
+            running.attach(ConsoleThreads::start(console, &serial, &placed, &control)?);
         }
         Ok(running)
     }
@@ -72,21 +74,30 @@ impl Vm {
         machine: Machine,
         serial: SerialConsole,
         console: Option<Console>,
+        threads: Arc<Threads>,
         control: Arc<Control>,
     ) -> Self {
-        Self { machine: Arc::new(machine), serial, console, control }
+        Self { machine: Arc::new(machine), serial, console, threads, control }
     }
 }
 
 fn spawn(
     index: u8,
     machine: &Arc<Machine>,
+    placed: &Arc<Threads>,
     control: &Arc<Control>,
 ) -> Result<thread::JoinHandle<()>, StartError> {
     let name = format!("vcpu-{index}");
     let (machine, control) = (Arc::clone(machine), Arc::clone(control));
+    let (placed, own_name) = (Arc::clone(placed), name.clone());
     thread::Builder::new()
         .name(name.clone())
-        .spawn(move || vcpu::run_caught(index, &machine, &control))
+        .spawn(move || match placed.enter(Role::Vcpu(index), &own_name) {
+            Ok(()) => vcpu::run_caught(index, &machine, &control),
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or_default();
+                control.end(Err(RunError::Placement { vcpu: index, errno }));
+            }
+        })
         .map_err(|source| StartError::Thread { name, source })
 }

@@ -165,6 +165,12 @@ impl MmioTransport {
         self.lock().worker.panic_sink = Some(Arc::new(sink));
     }
 
+    /// Has `start` called in each thread of the device before it does anything, with the name of the
+    /// thread: to say where it runs. It must not panic.
+    pub fn on_thread_start(&self, start: impl Fn(&str) + Send + Sync + 'static) {
+        self.lock().worker.thread_start = Some(Arc::new(start));
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -17,12 +17,16 @@ pub(super) struct Worker {
     thread: Option<JoinHandle<()>>,
     name: String,
     pub(super) panic_sink: Option<PanicSink>,
+    pub(super) thread_start: Option<ThreadStart>,
     /// A guest can bring about failure after failure: only the first of each kind is logged.
     logged: Arc<Logged>,
 }
 
 /// Hears the thread's name and what a panic said.
 type PanicSink = Arc<dyn Fn(&str, &str) + Send + Sync>;
+
+/// Hears the thread's name, in the thread.
+type ThreadStart = Arc<dyn Fn(&str) + Send + Sync>;
 
 #[derive(Default)]
 struct Logged {
@@ -34,19 +38,29 @@ impl Worker {
     pub(super) fn new(device: Box<dyn VirtioDevice>) -> Self {
         let name = format!("virtio-{}", device.device_type());
         let device = Arc::new(Mutex::new(device));
-        Self { device, thread: None, name, panic_sink: None, logged: Arc::default() }
+        Self {
+            device,
+            thread: None,
+            name,
+            panic_sink: None,
+            thread_start: None,
+            logged: Arc::default(),
+        }
     }
 
     /// Starts the device's thread for `session`.
     pub(super) fn start(&mut self, session: Session, shared: &Arc<Shared>) -> io::Result<()> {
         let (device, shared) = (self.device.clone(), shared.clone());
         let (name, logged) = (self.name.clone(), self.logged.clone());
-        let panic_sink = self.panic_sink.clone();
+        let (panic_sink, thread_start) = (self.panic_sink.clone(), self.thread_start.clone());
         let active = Active::new(shared.clone());
         let thread = thread::Builder::new().name(self.name.clone()).spawn(move || {
             let active = active;
             active.0.pause.enter_thread();
             sys::block_signals();
+            if let Some(start) = thread_start {
+                start(&name);
+            }
             let mut device = device.lock().unwrap_or_else(PoisonError::into_inner);
             if let Err(failure) = run(&mut **device, session) {
                 // Before the driver can react to it.

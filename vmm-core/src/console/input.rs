@@ -9,6 +9,7 @@ use super::Input;
 use super::worker::{Worker, WorkerState};
 use crate::StartError;
 use crate::control::Control;
+use crate::placement::Threads;
 use crate::sys::poll::{Interest, poll};
 use crate::sys::wake::Wake;
 
@@ -37,9 +38,10 @@ pub(super) fn start(
     mut input: Input,
     serial: Arc<SerialPort>,
     space: Arc<InputSpace>,
+    placed: &Arc<Threads>,
     control: &Arc<Control>,
 ) -> Result<Worker, StartError> {
-    Worker::start("console-in", space.wake.clone(), control, move |state| {
+    Worker::start("console-in", space.wake.clone(), placed, control, move |state| {
         if let Err(error) = copy(&mut input, &serial, &space, state) {
             log::warn!("the console's reader failed, the guest gets no more input: {error}");
         }

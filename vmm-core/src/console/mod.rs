@@ -18,6 +18,7 @@ use self::worker::Worker;
 use crate::StartError;
 use crate::control::Control;
 use crate::machine::SerialConsole;
+use crate::placement::Threads;
 
 /// Where the guest's console (COM1, `ttyS0`) goes, and where its input comes from.
 ///
@@ -143,6 +144,7 @@ impl ConsoleThreads {
     pub(crate) fn start(
         console: Console,
         serial: &SerialConsole,
+        placed: &Arc<Threads>,
         control: &Arc<Control>,
     ) -> Result<Self, StartError> {
         let mut threads = Self { input: None, output: None, drain_timeout: console.drain_timeout };
@@ -151,6 +153,7 @@ impl ConsoleThreads {
                 output,
                 Arc::clone(&serial.output),
                 &serial.wake_output,
+                placed,
                 control,
             )?);
         }
@@ -159,6 +162,7 @@ impl ConsoleThreads {
                 input,
                 Arc::clone(&serial.port),
                 Arc::clone(&serial.input_space),
+                placed,
                 control,
             )?);
         }

@@ -9,6 +9,7 @@ use super::Output;
 use super::worker::{Worker, WorkerState};
 use crate::StartError;
 use crate::control::Control;
+use crate::placement::Threads;
 use crate::sys::poll::{Interest, poll};
 use crate::sys::wake::Wake;
 
@@ -24,9 +25,10 @@ pub(super) fn start(
     mut output: Output,
     buffer: Arc<OutputBuffer>,
     wake: &Wake,
+    placed: &Arc<Threads>,
     control: &Arc<Control>,
 ) -> Result<Worker, StartError> {
-    Worker::start("console-out", wake.clone(), control, move |state| {
+    Worker::start("console-out", wake.clone(), placed, control, move |state| {
         let _closed = CloseOnDrop(Arc::clone(&buffer));
         if let Err(error) = copy(&buffer, &mut output, state) {
             log::warn!("the console's writer failed, further output is dropped: {error}");

@@ -29,8 +29,13 @@ fn control() -> Arc<Control> {
 fn output_into_a_blocked_pipe_is_counted_to_the_byte() {
     let (mut reader, writer) = pipe().unwrap();
     let serial = serial();
-    let mut threads =
-        ConsoleThreads::start(Console::pollable_output(writer), &serial, &control()).unwrap();
+    let mut threads = ConsoleThreads::start(
+        Console::pollable_output(writer),
+        &serial,
+        &Arc::default(),
+        &control(),
+    )
+    .unwrap();
     // Returning at all is half of the test: nobody reads.
     let line = [b'x'; 4096];
     let mut left = OUTPUT;
@@ -53,8 +58,13 @@ fn input_arrives_in_order_as_fast_as_it_is_read() {
     let (reader, mut writer) = pipe().unwrap();
     let serial = serial();
     let null = std::fs::File::options().write(true).open("/dev/null").unwrap();
-    let mut threads =
-        ConsoleThreads::start(Console::pollable(reader, null), &serial, &control()).unwrap();
+    let mut threads = ConsoleThreads::start(
+        Console::pollable(reader, null),
+        &serial,
+        &Arc::default(),
+        &control(),
+    )
+    .unwrap();
     let feeder = std::thread::spawn(move || {
         let chunk: Vec<u8> = (0..250).collect(); // Divides the whole.
         for _ in 0..INPUT / chunk.len() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::StartError;
 use crate::control::{Control, panicked};
+use crate::placement::Threads;
 use crate::sys::signal;
 use crate::sys::wake::Wake;
 
@@ -59,6 +60,7 @@ impl Worker {
     pub(super) fn start(
         name: &str,
         wake: Wake,
+        placed: &Arc<Threads>,
         control: &Arc<Control>,
         work: impl FnOnce(&WorkerState) + Send + 'static,
     ) -> Result<Self, StartError> {
@@ -72,11 +74,13 @@ impl Worker {
         let (alive, ended) = channel::<()>();
         let of_thread = state.clone();
         let (control, thread_name) = (Arc::clone(control), name.to_owned());
+        let placed = Arc::clone(placed);
         let thread = thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || {
                 // Dropped when the thread ends, also by a panic: that is what `ended` hears.
                 let _alive = alive;
+                placed.enter_if_possible(&thread_name);
                 if let Err(error) = signal::block_signals() {
                     // The process's signal handlers may then run here. Bytes move all the same.
                     log::warn!("cannot block signals in a console thread: {error}");

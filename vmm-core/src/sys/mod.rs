@@ -3,5 +3,6 @@
 pub(crate) mod kernel_pages;
 pub(crate) mod memory;
 pub(crate) mod poll;
+pub(crate) mod scheduler;
 pub(crate) mod signal;
 pub(crate) mod wake;

@@ -1,0 +1,59 @@
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::CpuSet;
+use crate::sys::scheduler;
+
+/// A [`Placement`](super::Placement) that this host allows, for the threads of one machine.
+#[derive(Debug, Default)]
+pub(crate) struct Threads {
+    /// By index; missing ones run where they are started.
+    pub(super) vcpus: Vec<Option<CpuSet>>,
+    pub(super) devices: Option<CpuSet>,
+    pub(super) nice: Option<i32>,
+    pub(super) name_prefix: Option<String>,
+    warned: AtomicBool,
+}
+
+/// What a thread is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Role {
+    Vcpu(u8),
+    /// A virtio device, or one direction of the console.
+    Device,
+}
+
+impl Threads {
+    pub(super) fn new(
+        vcpus: Vec<Option<CpuSet>>,
+        devices: CpuSet,
+        nice: Option<i32>,
+        name_prefix: Option<String>,
+    ) -> Self {
+        Self { vcpus, devices: Some(devices), nice, name_prefix, warned: AtomicBool::new(false) }
+    }
+
+    /// Puts the calling thread, called `name`, in its place.
+    pub(crate) fn enter(&self, role: Role, name: &str) -> io::Result<()> {
+        if let Some(prefix) = &self.name_prefix {
+            scheduler::set_name(&format!("{prefix}/{name}"));
+        }
+        let cpus = match role {
+            Role::Vcpu(index) => self.vcpus.get(usize::from(index)).and_then(Option::as_ref),
+            Role::Device => self.devices.as_ref(),
+        };
+        cpus.map_or(Ok(()), scheduler::set_affinity)?;
+        self.nice.map_or(Ok(()), scheduler::set_nice)
+    }
+
+    /// The same for a thread that does its work wherever it runs: what fails was allowed a moment ago,
+    /// and the host has changed since.
+    pub(crate) fn enter_if_possible(&self, name: &str) {
+        if let Err(error) = self.enter(Role::Device, name) {
+            // A guest can start such threads as often as it likes.
+            if !self.warned.swap(true, Ordering::Relaxed) {
+                log::warn!("cannot put the thread {name} in its place: {error}");
+            }
+        }
+    }
+}
