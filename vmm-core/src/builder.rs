@@ -8,6 +8,7 @@ use sparkler_devices::power;
 use sparkler_devices::serial::SerialPort;
 use sparkler_devices::virtio::VirtioDevice;
 use sparkler_devices::virtio::block::{Block, Disk};
+use sparkler_devices::virtio::net::{Net, NetDevice};
 use sparkler_loader::acpi::{self, AcpiConfig, Uart, VirtioMmio};
 use sparkler_loader::{BootConfig, Cmdline, Entry, Initrd, Kernel, mptable};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -159,6 +160,22 @@ impl VmBuilder {
     /// ```
     pub fn disk(self, disk: Disk) -> Self {
         self.device(Block::new(disk))
+    }
+
+    /// Adds a network card: short for [`device`](Self::device) with a [`NetDevice`].
+    ///
+    /// ```no_run
+    /// use sparkler::{Kernel, Vm, virtio::net::Net};
+    ///
+    /// let vm = Vm::builder()
+    ///     .kernel(Kernel::file("/boot/vmlinuz")?)
+    ///     .cmdline("console=ttyS0 ip=192.168.7.2::192.168.7.1:255.255.255.0::eth0:off")
+    ///     .net(Net::tap("tap0")?)
+    ///     .build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn net(self, net: Net) -> Self {
+        self.device(NetDevice::new(net))
     }
 
     /// Whether the machine describes itself by ACPI tables (the default). Without, it has an MP table

@@ -7,6 +7,7 @@
 //! | [`Session`] | what a device has while it is live: its queues, memory, interrupt, a way to wait |
 //! | [`Queue`], [`Chain`] | a checked ring, and a checked request from it |
 //! | [`block::Block`] | the block device: disks |
+//! | [`net::NetDevice`] | the network device: a network card on a tap, a socket, or a network of one's own |
 //! | [`rng::Rng`] | the entropy device |
 //!
 //! Nothing that the guest writes, to registers or to rings, is trusted; a driver that breaks the rules
@@ -78,6 +79,7 @@ pub mod features;
 mod mmio;
 #[cfg(feature = "test-utils")]
 pub mod mock;
+pub mod net;
 mod pause;
 mod queue;
 pub mod rng;
@@ -85,6 +87,7 @@ mod session;
 mod setup;
 mod shared;
 pub mod status;
+mod token_bucket;
 mod walk;
 mod worker;
 

@@ -1,5 +1,7 @@
 use std::time::{Duration, Instant};
 
+use super::super::token_bucket::Bucket;
+
 /// How much a guest may ask of a disk in a second.
 ///
 /// Each of the two rates is a token bucket. It fills at its rate up to what [`burst`](Self::burst)
@@ -89,39 +91,6 @@ impl Limiter {
         if let Some(bucket) = &mut self.bytes {
             bucket.take(cost.bytes, now);
         }
-    }
-}
-
-/// A token bucket, kept as the moment at which it will be full again.
-#[derive(Debug)]
-struct Bucket {
-    /// Tokens a second, not zero.
-    rate: u64,
-    /// The time that it takes to fill.
-    burst: Duration,
-    full_at: Instant,
-}
-
-impl Bucket {
-    fn new(rate: u64, burst: Duration, now: Instant) -> Option<Self> {
-        (rate > 0).then_some(Self { rate, burst, full_at: now })
-    }
-
-    /// How long until it holds anything at all.
-    fn wait(&self, now: Instant) -> Duration {
-        let to_full = self.full_at.saturating_duration_since(now);
-        // Even with no burst at all, a full bucket serves one request.
-        to_full.saturating_sub(self.burst.saturating_sub(Duration::from_nanos(1)))
-    }
-
-    fn take(&mut self, tokens: u64, now: Instant) {
-        const NANOS: u128 = 1_000_000_000;
-        let nanos = u128::from(tokens).saturating_mul(NANOS).checked_div(self.rate.into());
-        let cost =
-            Duration::from_nanos(nanos.and_then(|n| u64::try_from(n).ok()).unwrap_or(u64::MAX));
-        let from = self.full_at.max(now);
-        // Beyond what the clock can tell there is nothing left to limit.
-        self.full_at = from.checked_add(cost).unwrap_or(from);
     }
 }
 

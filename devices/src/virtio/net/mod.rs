@@ -1,0 +1,158 @@
+//! The network device (virtio 1.2, section 5.1): a network card of the guest, and what it is plugged
+//! into.
+//!
+//! | type | what |
+//! |---|---|
+//! | [`Net`] | a card with its settings, plugged into a tap, a socket, or a network of one's own |
+//! | [`NetDevice`] | the virtio device that it becomes |
+//! | [`NetHandle`] | the link and counters, while a machine uses the card |
+//! | [`NetBackend`] | the trait by which you bring a network of your own |
+//! | [`MacAddress`] | the address of a card |
+//!
+//! # What a guest can rely on
+//! - **Offloads.** Checksums and segmentation may be left undone, in both directions, as far as the
+//!   backend can do them; what is not offered is never needed. Headers of the guest that break the
+//!   rules are dropped and counted, and reach neither the host nor another guest.
+//! - **Nothing is dropped in silence.** Without buffers of the guest, frames wait in the backend.
+//!   A frame that has to be dropped is counted in [`NetStats`].
+//! - **The other end.** When it is gone the guest sees its cable unplugged, and goes on.
+//!
+//! One thread serves all queues of a card, never a vCPU's.
+#![allow(dead_code)] // Until the worker is here, with the next change.
+
+mod backend;
+mod card;
+mod config;
+mod error;
+mod header;
+mod mac;
+mod offloads;
+mod rate_limit;
+mod room;
+mod state;
+mod stats;
+mod stream;
+mod sys;
+mod tap;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtio_bindings::bindings::virtio_net::{
+    VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_RX,
+    VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE,
+    VIRTIO_NET_F_MAC, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF, VIRTIO_NET_F_MTU,
+    VIRTIO_NET_F_STATUS,
+};
+use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
+
+pub use backend::{BackendError, Frame, MAX_FRAME_LEN, MIN_FRAME_LEN, NetBackend, Room};
+pub use card::{MAX_MTU, MAX_QUEUE_PAIRS, MIN_MTU, Net};
+pub use error::NetError;
+pub use header::{Checksum, FrameHeader, SegmentProtocol, Segmentation};
+pub use mac::{MacAddress, MacAddressError};
+pub use offloads::Offloads;
+pub use rate_limit::RateLimit;
+pub use state::NetHandle;
+pub use stats::NetStats;
+
+use super::{ConfigSpace, DeviceError, Session, VirtioDevice};
+use config::Config;
+use rate_limit::Limiter;
+
+/// Chains that each queue can hold.
+const QUEUE_SIZE: u16 = 256;
+
+/// A network card as a virtio device.
+pub struct NetDevice {
+    net: Net,
+    queue_sizes: Vec<u16>,
+    /// What all backends can do, by direction.
+    send_offloads: Offloads,
+    receive_offloads: Offloads,
+    /// They outlive sessions: a reset forgives no debt.
+    send_limiter: Option<Limiter>,
+    receive_limiter: Option<Limiter>,
+}
+
+impl NetDevice {
+    /// The device for `net`.
+    #[must_use]
+    pub fn new(net: Net) -> Self {
+        // Two for each pair, and the control queue.
+        let queues = net.backends.len().saturating_mul(2).saturating_add(1);
+        let common = |of: fn(&dyn NetBackend) -> Offloads| {
+            net.backends.iter().fold(Offloads::ALL, |all, backend| all.and(of(&**backend)))
+        };
+        Self {
+            queue_sizes: vec![QUEUE_SIZE; queues],
+            send_offloads: common(NetBackend::send_offloads),
+            receive_offloads: common(NetBackend::receive_offloads),
+            send_limiter: Limiter::new(net.rate_limit, Instant::now()),
+            receive_limiter: Limiter::new(net.rate_limit, Instant::now()),
+            net,
+        }
+    }
+
+    fn queue_pairs(&self) -> u16 {
+        u16::try_from(self.net.backends.len()).unwrap_or(MAX_QUEUE_PAIRS)
+    }
+}
+
+impl VirtioDevice for NetDevice {
+    fn device_type(&self) -> u32 {
+        VIRTIO_ID_NET
+    }
+
+    fn features(&self) -> u64 {
+        let always = [
+            VIRTIO_NET_F_MAC,
+            VIRTIO_NET_F_STATUS,
+            VIRTIO_NET_F_MRG_RXBUF,
+            VIRTIO_NET_F_CTRL_VQ,
+            VIRTIO_NET_F_CTRL_RX,
+            VIRTIO_NET_F_CTRL_RX_EXTRA,
+            VIRTIO_NET_F_CTRL_MAC_ADDR,
+            VIRTIO_NET_F_GUEST_ANNOUNCE,
+        ];
+        let always = always.into_iter().fold(0, |bits, feature| bits | bit(feature));
+        let mtu = if self.net.mtu.is_some() { bit(VIRTIO_NET_F_MTU) } else { 0 };
+        let queues = if self.queue_pairs() > 1 { bit(VIRTIO_NET_F_MQ) } else { 0 };
+        let (send, receive) =
+            (self.send_offloads.send_features(), self.receive_offloads.receive_features());
+        let choice = if receive == 0 { 0 } else { bit(VIRTIO_NET_F_CTRL_GUEST_OFFLOADS) };
+        always | mtu | queues | send | receive | choice
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn config(&self) -> Arc<dyn ConfigSpace> {
+        Arc::new(Config {
+            state: Arc::clone(&self.net.state),
+            queue_pairs: if self.queue_pairs() > 1 { self.queue_pairs() } else { 0 },
+            mtu: self.net.mtu.unwrap_or(0),
+        })
+    }
+
+    fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        let _ = (session, &self.send_limiter, &self.receive_limiter);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for NetDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("NetDevice").field(&self.net).finish()
+    }
+}
+
+fn bit(feature: u32) -> u64 {
+    1u64.checked_shl(feature).unwrap_or(0)
+}
+
+fn has(features: u64, feature: u32) -> bool {
+    features & bit(feature) != 0
+}
