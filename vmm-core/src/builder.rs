@@ -12,14 +12,14 @@ use sparkler_devices::virtio::net::{Net, NetDevice};
 use sparkler_loader::acpi::{self, AcpiConfig, Uart, VirtioMmio};
 use sparkler_loader::{BootConfig, Cmdline, Entry, Initrd, Kernel, mptable};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::arch::x86_64::{self, VcpuTemplate};
 use crate::control::Control;
 use crate::error::KvmError;
-use crate::machine::{GuestSpace, Machine, SerialConsole, ports};
+use crate::machine::{GuestSpace, Lines, Machine, SerialConsole, ports};
 use crate::memory::{Ranges, RegionKind, SharedRegions};
 use crate::placement::Threads;
+use crate::restart::ResetAction;
 use crate::sys::kernel_pages::KernelPages;
 use crate::sys::signal;
 use crate::timeline::{Milestone, Recorder};
@@ -39,17 +39,24 @@ const WORTH_A_THREAD: u64 = 256 << 10;
 #[derive(Debug)]
 #[must_use = "a builder does nothing until build() is called"]
 pub struct VmBuilder {
-    vcpus: u32,
-    memory: MemorySize,
-    memory_backing: MemoryBacking,
+    blueprint: Blueprint,
     memory_regions: Vec<(u64, MemorySize)>,
     shared_regions: Vec<(u64, SharedRegion)>,
     placement: Placement,
+    console: Option<Console>,
+    devices: Devices,
+    on_reset: ResetAction,
+}
+
+/// What a machine is made from, as often as it starts.
+#[derive(Debug)]
+pub(crate) struct Blueprint {
+    vcpus: u32,
+    memory: MemorySize,
+    memory_backing: MemoryBacking,
     kernel: Option<Kernel>,
     initrd: Option<Initrd>,
     cmdline: String,
-    console: Option<Console>,
-    devices: Devices,
     acpi: bool,
 }
 
@@ -60,38 +67,42 @@ impl VmBuilder {
     pub const MAX_DEVICES: usize = 256;
 
     pub(crate) fn new() -> Self {
-        Self {
+        let blueprint = Blueprint {
             vcpus: 1,
             memory: MemorySize::mib(256),
             memory_backing: MemoryBacking::default(),
-            memory_regions: Vec::new(),
-            shared_regions: Vec::new(),
-            placement: Placement::new(),
             kernel: None,
             initrd: None,
             cmdline: String::new(),
+            acpi: true,
+        };
+        Self {
+            blueprint,
+            memory_regions: Vec::new(),
+            shared_regions: Vec::new(),
+            placement: Placement::new(),
             console: None,
             devices: Devices::default(),
-            acpi: true,
+            on_reset: ResetAction::End,
         }
     }
 
     /// How many vCPUs: 1 to [`MAX_VCPUS`](Self::MAX_VCPUS).
     pub fn vcpus(mut self, count: u32) -> Self {
-        self.vcpus = count;
+        self.blueprint.vcpus = count;
         self
     }
 
     /// How much memory: [`MemorySize::MIN`] to [`MemorySize::MAX`], whole pages.
     pub fn memory(mut self, size: MemorySize) -> Self {
-        self.memory = size;
+        self.blueprint.memory = size;
         self
     }
 
     /// What is behind the memory on the host: ordinary pages (the default), huge pages, a memfd or a
     /// file that others share.
     pub fn memory_backing(mut self, backing: MemoryBacking) -> Self {
-        self.memory_backing = backing;
+        self.blueprint.memory_backing = backing;
         self
     }
 
@@ -117,19 +128,19 @@ impl VmBuilder {
 
     /// The kernel to boot.
     pub fn kernel(mut self, kernel: Kernel) -> Self {
-        self.kernel = Some(kernel);
+        self.blueprint.kernel = Some(kernel);
         self
     }
 
     /// The initial RAM disk to hand to the kernel.
     pub fn initrd(mut self, initrd: Initrd) -> Self {
-        self.initrd = Some(initrd);
+        self.blueprint.initrd = Some(initrd);
         self
     }
 
     /// The kernel's command line, see [`Cmdline`] for what it may hold.
     pub fn cmdline(mut self, line: impl Into<String>) -> Self {
-        self.cmdline = line.into();
+        self.blueprint.cmdline = line.into();
         self
     }
 
@@ -181,7 +192,13 @@ impl VmBuilder {
     /// Whether the machine describes itself by ACPI tables (the default). Without, it has an MP table
     /// and a PIT instead, for kernels built without ACPI; it cannot be powered off then, only reset.
     pub fn acpi(mut self, on: bool) -> Self {
-        self.acpi = on;
+        self.blueprint.acpi = on;
+        self
+    }
+
+    /// What happens when the guest, or the host, resets the machine: it ends (the default), or starts anew.
+    pub fn on_reset(mut self, action: ResetAction) -> Self {
+        self.on_reset = action;
         self
     }
 
@@ -193,38 +210,103 @@ impl VmBuilder {
     /// right. Nothing remains of a machine that could not be built.
     pub fn build(mut self) -> Result<Vm, BuildError> {
         let recorder = Recorder::start();
-        let count = self.checked_vcpus()?;
-        self.check_memory()?;
+        let count = self.blueprint.checked_vcpus()?;
+        self.blueprint.check_memory()?;
         self.check_devices()?;
         let devices = std::mem::take(&mut self.devices.0);
         let threads = Arc::new(self.placement.resolve(count)?);
         let ranges = self.checked_ranges()?;
         let shared = std::mem::take(&mut self.shared_regions);
-        let kernel = self.kernel.as_ref().ok_or(BuildError::NoKernel)?;
-        let memory = self.memory_backing.map(&ranges)?;
-        let shared = SharedRegions::map(shared)?;
-        let slots = virtio_slots::place(devices, &memory).map_err(BuildError::VirtioDevice)?;
-        let cmdline = self.whole_cmdline(&slots)?;
+        if self.blueprint.kernel.is_none() {
+            return Err(BuildError::NoKernel);
+        }
+        let memory = self.blueprint.memory_backing.map(&ranges)?;
+        let space = GuestSpace { memory, shared: SharedRegions::map(shared)?, ranges };
+        let slots =
+            virtio_slots::place(devices, &space.memory).map_err(BuildError::VirtioDevice)?;
         recorder.record(Milestone::MemoryMapped);
+        let lines = Lines::new().map_err(KvmError::EventFd)?;
+        let record = |milestone| recorder.record(milestone);
+        let hardware = self.blueprint.boot(&space, &slots, &lines, record)?;
+        let control = Arc::new(Control::new(count, recorder).map_err(KvmError::EventFd)?);
+        slots.iter().for_each(|slot| slot.place_threads(&threads));
+        self.assemble(hardware, space, slots, lines, threads, control)
+    }
 
+    fn check_devices(&self) -> Result<(), BuildError> {
+        let (requested, limit) = (self.devices.0.len(), Self::MAX_DEVICES);
+        if requested > limit { Err(BuildError::Devices { requested, limit }) } else { Ok(()) }
+    }
+
+    /// Where memory and shared regions lie.
+    fn checked_ranges(&self) -> Result<Ranges, MemoryError> {
+        let mut ranges = Ranges::new(self.blueprint.memory);
+        for (start, size) in &self.memory_regions {
+            ranges.add(RegionKind::Extra, *start, *size)?;
+        }
+        for (start, region) in &self.shared_regions {
+            ranges.add(RegionKind::Shared, *start, region.size())?;
+        }
+        Ok(ranges)
+    }
+
+    /// Puts devices and vCPUs together.
+    fn assemble(
+        mut self,
+        hardware: Hardware,
+        space: GuestSpace,
+        slots: Vec<Slot>,
+        lines: Lines,
+        threads: Arc<Threads>,
+        control: Arc<Control>,
+    ) -> Result<Vm, BuildError> {
+        let console = self.console.take();
+        let serial =
+            SerialConsole::new(lines.serial.clone(), console.is_some(), Console::BUFFER_SIZE)
+                .map_err(KvmError::EventFd)?;
+        let ports = ports(&serial.port, &control, self.on_reset)?;
+        slots.iter().for_each(|slot| slot.report_panics(&control));
+        // Kept only where it may be wanted again: there may be a large kernel in it.
+        let restart = self.on_reset == ResetAction::Restart;
+        let blueprint = restart.then_some(self.blueprint);
+        let machine = Machine::new(ports, slots, hardware, space, lines, blueprint)?;
+        control.recorder().record(Milestone::Built);
+        Ok(Vm::new(machine, serial, console, threads, control))
+    }
+}
+
+impl Blueprint {
+    /// Loads the kernel into memory, which is fresh, and makes KVM's part of the machine, which is ready to
+    /// run then.
+    pub(crate) fn boot(
+        &self,
+        space: &GuestSpace,
+        slots: &[Slot],
+        lines: &Lines,
+        record: impl Fn(Milestone) + Sync,
+    ) -> Result<Hardware, BuildError> {
+        let kernel = self.kernel.as_ref().ok_or(BuildError::NoKernel)?;
+        let count = self.checked_vcpus()?;
+        let cmdline = self.whole_cmdline(slots)?;
         let load = || {
-            let entry = self.load(kernel, &cmdline, &memory, &ranges, count, &slots);
-            recorder.record(Milestone::KernelLoaded);
+            let entry = self.load(kernel, &cmdline, space, count, slots);
+            record(Milestone::KernelLoaded);
             entry
         };
         let create = || {
-            let hardware = Hardware::create(&memory, &shared, count, &slots, self.acpi);
-            recorder.record(Milestone::KvmReady);
+            let hardware = Hardware::create(space, count, slots, lines, self.acpi);
+            record(Milestone::KvmReady);
             hardware
         };
         let (entry, hardware) = self.both(load, create);
         // A mistake of the caller is told before what the host lacks.
         let entry = entry?;
         let hardware = hardware?;
-        self.check_address_width(&hardware, &ranges)?;
-        let control = Arc::new(Control::new(count, recorder).map_err(KvmError::EventFd)?);
-        slots.iter().for_each(|slot| slot.place_threads(&threads));
-        self.assemble(hardware, &entry, GuestSpace { memory, shared }, slots, threads, control)
+        self.check_address_width(&hardware, &space.ranges)?;
+        if let Some(first) = hardware.vcpus.first() {
+            x86_64::enter_at(first, &entry)?;
+        }
+        Ok(hardware)
     }
 
     /// Does both, the one beside the other if there is enough to load that a thread is worth its start.
@@ -250,9 +332,9 @@ impl VmBuilder {
     }
 
     fn checked_vcpus(&self) -> Result<u8, BuildError> {
-        let illegal = BuildError::Vcpus { requested: self.vcpus, limit: Self::MAX_VCPUS };
+        let illegal = BuildError::Vcpus { requested: self.vcpus, limit: VmBuilder::MAX_VCPUS };
         match u8::try_from(self.vcpus) {
-            Ok(count) if (1..=Self::MAX_VCPUS).contains(&self.vcpus) => Ok(count),
+            Ok(count) if (1..=VmBuilder::MAX_VCPUS).contains(&self.vcpus) => Ok(count),
             _ => Err(illegal),
         }
     }
@@ -268,11 +350,6 @@ impl VmBuilder {
         Ok(())
     }
 
-    fn check_devices(&self) -> Result<(), BuildError> {
-        let (requested, limit) = (self.devices.0.len(), Self::MAX_DEVICES);
-        if requested > limit { Err(BuildError::Devices { requested, limit }) } else { Ok(()) }
-    }
-
     /// The command line as given; without ACPI, that is also where the kernel learns of the devices.
     fn whole_cmdline(&self, slots: &[Slot]) -> Result<Cmdline, BuildError> {
         let own = Cmdline::new(&self.cmdline)?;
@@ -284,18 +361,6 @@ impl VmBuilder {
         words.push(self.cmdline.clone());
         Cmdline::new(&words.join(" "))
             .map_err(|source| BuildError::DevicesOnCmdline { devices: slots.len(), source })
-    }
-
-    /// Where memory and shared regions lie.
-    fn checked_ranges(&self) -> Result<Ranges, MemoryError> {
-        let mut ranges = Ranges::new(self.memory);
-        for (start, size) in &self.memory_regions {
-            ranges.add(RegionKind::Extra, *start, *size)?;
-        }
-        for (start, region) in &self.shared_regions {
-            ranges.add(RegionKind::Shared, *start, region.size())?;
-        }
-        Ok(ranges)
     }
 
     /// The processor must be able to address the end of memory.
@@ -313,11 +378,11 @@ impl VmBuilder {
         &self,
         kernel: &Kernel,
         cmdline: &Cmdline,
-        memory: &GuestMemoryMmap,
-        ranges: &Ranges,
+        space: &GuestSpace,
         vcpus: u8,
         slots: &[Slot],
     ) -> Result<Entry, BuildError> {
+        let GuestSpace { memory, ranges, .. } = space;
         let apic_ids = x86_64::apic_ids(vcpus);
         let rsdp = if self.acpi {
             let virtio_mmio: Vec<_> = slots.iter().map(Slot::place).collect();
@@ -333,30 +398,6 @@ impl VmBuilder {
         let pages = KernelPages(memory);
         let pages = self.memory_backing.may_be_replaced().then_some(&pages as _);
         Ok(kernel.load_with(memory, &config, pages)?)
-    }
-
-    /// Puts devices and vCPUs together.
-    fn assemble(
-        self,
-        hardware: Hardware,
-        entry: &Entry,
-        space: GuestSpace,
-        slots: Vec<Slot>,
-        threads: Arc<Threads>,
-        control: Arc<Control>,
-    ) -> Result<Vm, BuildError> {
-        let Hardware { vm, vcpus, serial_interrupt, .. } = hardware;
-        if let Some(first) = vcpus.first() {
-            x86_64::enter_at(first, entry)?;
-        }
-        let connected = self.console.is_some();
-        let serial = SerialConsole::new(serial_interrupt, connected, Console::BUFFER_SIZE)
-            .map_err(KvmError::EventFd)?;
-        let ports = ports(&serial.port, &control)?;
-        slots.iter().for_each(|slot| slot.report_panics(&control));
-        let machine = Machine::new(ports, slots, vcpus, vm, space)?;
-        control.recorder().record(Milestone::Built);
-        Ok(Vm::new(machine, serial, self.console, threads, control))
     }
 }
 
@@ -384,19 +425,18 @@ impl fmt::Debug for Devices {
 }
 
 /// KVM's part of a machine.
-struct Hardware {
-    vm: VmFd,
-    vcpus: Vec<VcpuFd>,
-    serial_interrupt: EventFd,
+pub(crate) struct Hardware {
+    pub(crate) vm: VmFd,
+    pub(crate) vcpus: Vec<VcpuFd>,
     address_bits: u32,
 }
 
 impl Hardware {
     fn create(
-        memory: &GuestMemoryMmap,
-        shared: &SharedRegions,
+        space: &GuestSpace,
         count: u8,
         slots: &[Slot],
+        lines: &Lines,
         acpi: bool,
     ) -> Result<Self, BuildError> {
         let kvm = host::open_fit()?;
@@ -407,18 +447,16 @@ impl Hardware {
         let vm = create_vm(&kvm)?;
         // Memory before the irqchip: the other way round, the slot waits for an RCU grace period that the
         // irqchip's routing has begun, milliseconds on an idle host.
-        add_memory(&vm, memory)?;
-        add_shared_regions(&kvm, &vm, memory.num_regions(), shared)?;
+        add_memory(&vm, &space.memory)?;
+        add_shared_regions(&kvm, &vm, space.memory.num_regions(), &space.shared)?;
         x86_64::create_irqchip(&vm, !acpi)?;
         let template = VcpuTemplate::new(&kvm, count, !acpi)?;
         let vcpus = (0..count).map(|index| create_vcpu(&vm, &template, index));
         let vcpus = vcpus.collect::<Result<_, _>>()?;
-        let serial_interrupt =
-            EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(KvmError::EventFd)?;
-        x86_64::connect_interrupt(&vm, &serial_interrupt, SerialPort::COM1_IRQ)?;
+        x86_64::connect_interrupt(&vm, &lines.serial, SerialPort::COM1_IRQ)?;
         slots.iter().try_for_each(|slot| slot.connect(&vm))?;
         let address_bits = template.physical_address_bits();
-        Ok(Self { vm, vcpus, serial_interrupt, address_bits })
+        Ok(Self { vm, vcpus, address_bits })
     }
 }
 

@@ -45,7 +45,6 @@ struct State {
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code)] // Wanted from the next change on.
 enum Reset {
     #[default]
     None,
@@ -166,6 +165,26 @@ impl Control {
             (None, true) => VmState::Paused,
             (None, false) => VmState::Running,
         }
+    }
+
+    /// Asks for a reset: when all vCPUs are parked, one of their threads starts the machine anew.
+    pub(crate) fn request_reset(&self) {
+        let mut state = lock(&self.state);
+        if state.end.is_none() && state.reset == Reset::None {
+            state.reset = Reset::Wanted;
+            self.announce(&state);
+        }
+    }
+
+    /// Asks for a reset and waits until it is done.
+    pub(crate) fn reset(&self) -> Result<(), ControlError> {
+        let before = lock(&self.state).restarts;
+        self.request_reset();
+        let mut state = lock(&self.state);
+        while state.end.is_none() && state.restarts == before {
+            state = self.changed(state);
+        }
+        not_ended(&state)
     }
 
     /// Makes the calling thread that of vCPU `index`: signals are blocked in it, and it can be kicked

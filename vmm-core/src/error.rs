@@ -7,7 +7,7 @@ use sparkler_loader::{CmdlineError, LoadError};
 use thiserror::Error;
 use vmm_sys_util::errno;
 
-use crate::{MemoryError, MemorySize, PlacementError};
+use crate::{MemoryError, MemorySize, PlacementError, RestartError};
 
 /// Why [`VmBuilder::build`](crate::VmBuilder::build) made no machine.
 #[derive(Debug, Error)]
@@ -181,6 +181,9 @@ pub enum RunError {
         /// The error number.
         errno: i32,
     },
+    /// The machine was reset and could not be started anew.
+    #[error("the machine cannot be started anew after its reset")]
+    Restart(#[from] RestartError),
     /// A thread of this machine panicked: a defect in the monitor, or in a device or console of the
     /// caller's own.
     #[error("the thread {thread} panicked: {message}")]

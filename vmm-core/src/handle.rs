@@ -16,7 +16,8 @@ use crate::machine::Machine;
 /// | [`stop`](Self::stop) | ends it: [`Outcome::Stopped`] | the same | nothing; the outcome stays what it was |
 /// | [`pause`](Self::pause) | paused when this returns | nothing | [`ControlError::Ended`] |
 /// | [`resume`](Self::resume) | nothing | runs when this returns | [`ControlError::Ended`] |
-/// | [`reset`](Self::reset) | ends it: [`Outcome::Reset`] | the same | [`ControlError::Ended`] |
+/// | [`reset`](Self::reset), after [`ResetAction::End`](crate::ResetAction::End) | ends it: [`Outcome::Reset`] | the same | [`ControlError::Ended`] |
+/// | [`reset`](Self::reset), after [`ResetAction::Restart`](crate::ResetAction::Restart) | starts anew before this returns | the same, and stays paused | [`ControlError::Ended`] |
 ///
 /// A machine that ends while a call waits for something else ends the wait: [`ControlError::Ended`]. One
 /// that ends right after a call has returned `Ok` is the one thing that a caller cannot rule out.
@@ -91,9 +92,13 @@ impl VmHandle {
     /// Presses the machine's reset button: what follows is the same as when the guest asks for a reset.
     ///
     /// # Errors
-    /// [`ControlError::Ended`].
+    /// [`ControlError::Ended`], [`ControlError::OwnThread`].
     pub fn reset(&self) -> Result<(), ControlError> {
-        if self.control.end(Ok(Outcome::Reset)) { Ok(()) } else { Err(ControlError::Ended) }
+        self.in_turn(|control, machine| match machine.blueprint {
+            Some(_) => control.reset(),
+            None if control.end(Ok(Outcome::Reset)) => Ok(()),
+            None => Err(ControlError::Ended),
+        })
     }
 
     /// What it does now.

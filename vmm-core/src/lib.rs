@@ -12,6 +12,7 @@ mod machine;
 mod memory;
 mod outcome;
 mod placement;
+mod restart;
 mod running;
 mod sync;
 mod sys;
@@ -37,6 +38,7 @@ pub use crate::memory::{
 };
 pub use crate::outcome::{Crash, CrashReason, Outcome};
 pub use crate::placement::{CpuSet, ParseCpuSetError, Placement, PlacementError};
+pub use crate::restart::{ResetAction, RestartError};
 pub use crate::running::{RunningVm, Stats};
 pub use crate::timeline::{Event, Milestone, Timeline};
 pub use crate::vm::Vm;

@@ -8,11 +8,13 @@ use sparkler_devices::power::{self, AcpiRegisters, ExitPort, I8042, PowerEvent};
 use sparkler_devices::serial::{OutputBuffer, SerialPort};
 use sparkler_devices::{Bus, BusDevice, BusError};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::builder::{Blueprint, Hardware};
 use crate::console::InputSpace;
 use crate::control::Control;
-use crate::memory::SharedRegions;
+use crate::memory::{Ranges, SharedRegions};
+use crate::restart::ResetAction;
 use crate::sys::wake::Wake;
 use crate::timeline::Milestone;
 use crate::virtio_slots::{Slot, Transports};
@@ -25,10 +27,25 @@ pub(crate) struct Machine {
     pub(crate) mmio: Bus,
     pub(crate) virtio: Transports,
     /// Each is locked by its thread, but for when the thread is parked.
-    vcpus: Vec<Mutex<VcpuFd>>,
-    // Kept, not used: KVM maps guest memory by its address in this process. The VM goes first, then the memory.
-    _vm: VmFd,
+    pub(crate) vcpus: Vec<Mutex<Option<VcpuFd>>>,
+    // KVM maps guest memory by its address in this process. The VM goes first, then the memory.
+    pub(crate) vm: Mutex<Option<VmFd>>,
     pub(crate) space: GuestSpace,
+    pub(crate) lines: Lines,
+    /// If it may be started anew.
+    pub(crate) blueprint: Option<Blueprint>,
+}
+
+/// The interrupts of devices at fixed ports.
+#[derive(Debug)]
+pub(crate) struct Lines {
+    pub(crate) serial: Arc<EventFd>,
+}
+
+impl Lines {
+    pub(crate) fn new() -> std::io::Result<Self> {
+        Ok(Self { serial: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?) })
+    }
 }
 
 /// What a guest finds in its physical address space beside devices.
@@ -36,15 +53,18 @@ pub(crate) struct Machine {
 pub(crate) struct GuestSpace {
     pub(crate) memory: GuestMemoryMmap,
     pub(crate) shared: SharedRegions,
+    /// Where both lie.
+    pub(crate) ranges: Ranges,
 }
 
 impl Machine {
     pub(crate) fn new(
         ports: Bus,
         slots: Vec<Slot>,
-        vcpus: Vec<VcpuFd>,
-        vm: VmFd,
+        hardware: Hardware,
         space: GuestSpace,
+        lines: Lines,
+        blueprint: Option<Blueprint>,
     ) -> Result<Self, BusError> {
         let mut mmio = Bus::new();
         for window in space.shared.iter() {
@@ -53,8 +73,9 @@ impl Machine {
             mmio.insert(start, length, window.device())?;
         }
         let virtio = Transports::insert(slots, &mut mmio)?;
-        let vcpus = vcpus.into_iter().map(Mutex::new).collect();
-        Ok(Self { ports, mmio, virtio, vcpus, _vm: vm, space })
+        let vcpus = hardware.vcpus.into_iter().map(|vcpu| Mutex::new(Some(vcpu))).collect();
+        let vm = Mutex::new(Some(hardware.vm));
+        Ok(Self { ports, mmio, virtio, vcpus, vm, space, lines, blueprint })
     }
 
     /// How many vCPUs it has.
@@ -62,20 +83,17 @@ impl Machine {
         u8::try_from(self.vcpus.len()).unwrap_or(u8::MAX)
     }
 
-    /// Waits for a vCPU, and keeps it from others.
-    pub(crate) fn vcpu(&self, index: u8) -> Option<MutexGuard<'_, VcpuFd>> {
-        let vcpu = self.vcpus.get(usize::from(index))?;
-        // KVM's own state is valid whatever happens here.
-        Some(vcpu.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Waits for a vCPU, and keeps it from others. It is not there after a restart that failed.
+    pub(crate) fn vcpu(&self, index: u8) -> Option<MutexGuard<'_, Option<VcpuFd>>> {
+        self.vcpus.get(usize::from(index)).map(lock)
     }
 
     /// Brings all to a standstill but the vCPUs, which are parked already. Gives up if `has_ended`.
     pub(crate) fn pause(&self, has_ended: impl Fn() -> bool) -> Result<(), ControlError> {
         for vcpu in &self.vcpus {
-            let vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
             // So that the guest does not take the time for a lock-up. It fails if the guest has not set
             // up KVM's clock.
-            let _ = vcpu.kvmclock_ctrl();
+            let _ = lock(vcpu).as_ref().map(VcpuFd::kvmclock_ctrl);
         }
         if self.virtio.pause(has_ended) { Ok(()) } else { Err(ControlError::Ended) }
     }
@@ -106,7 +124,7 @@ pub(crate) struct SerialConsole {
 impl SerialConsole {
     /// A UART that raises `interrupt`. Without a console (`connected`), what it prints goes nowhere.
     pub(crate) fn new(
-        interrupt: EventFd,
+        interrupt: Arc<EventFd>,
         connected: bool,
         capacity: usize,
     ) -> std::io::Result<Self> {
@@ -122,13 +140,17 @@ impl SerialConsole {
 }
 
 /// The devices at fixed ports.
-pub(crate) fn ports(serial: &Arc<SerialPort>, control: &Arc<Control>) -> Result<Bus, BusError> {
+pub(crate) fn ports(
+    serial: &Arc<SerialPort>,
+    control: &Arc<Control>,
+    on_reset: ResetAction,
+) -> Result<Bus, BusError> {
     let sink = || {
         let control = Arc::clone(control);
-        move |event| {
-            if let Some(outcome) = outcome_of(event) {
-                control.end(Ok(outcome));
-            }
+        move |event| match outcome_of(event) {
+            Some(Outcome::Reset) if on_reset == ResetAction::Restart => control.request_reset(),
+            Some(outcome) => drop(control.end(Ok(outcome))),
+            None => {}
         }
     };
     let marks = Arc::clone(control);
@@ -154,4 +176,9 @@ fn outcome_of(event: PowerEvent) -> Option<Outcome> {
         PowerEvent::PowerOff => Some(Outcome::PowerOff),
         _ => None,
     }
+}
+
+/// What the locks guard is valid after every step, so a panic elsewhere cannot spoil it.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

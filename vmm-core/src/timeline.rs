@@ -73,6 +73,8 @@ pub enum Milestone {
     GuestEntered,
     /// The guest wrote this number to the boot-mark port.
     Mark(u8),
+    /// The machine was reset and starts anew. These count among the marks, as a guest can make as many.
+    Restarted,
     /// The guest has ended or was stopped.
     Ended,
     /// Every thread is joined and the console is drained.
@@ -89,6 +91,7 @@ impl Milestone {
             Self::Started => "started".into(),
             Self::GuestEntered => "guest entered".into(),
             Self::Mark(number) => format!("boot mark {number}").into(),
+            Self::Restarted => "restarted".into(),
             Self::Ended => "ended".into(),
             Self::TornDown => "torn down".into(),
         }
@@ -118,10 +121,9 @@ impl Recorder {
     pub(crate) fn record(&self, milestone: Milestone) {
         let at = self.origin.elapsed();
         let mut timeline = self.timeline.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_mark = |event: &&Event| matches!(event.milestone, Milestone::Mark(_));
-        if matches!(milestone, Milestone::Mark(_))
-            && timeline.events.iter().filter(is_mark).count() >= Timeline::MAX_MARKS
-        {
+        let is_mark = |milestone| matches!(milestone, Milestone::Mark(_) | Milestone::Restarted);
+        let marks = timeline.events.iter().filter(|event| is_mark(event.milestone)).count();
+        if is_mark(milestone) && marks >= Timeline::MAX_MARKS {
             timeline.marks_dropped = timeline.marks_dropped.saturating_add(1);
             return;
         }

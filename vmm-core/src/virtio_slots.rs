@@ -90,16 +90,23 @@ impl Slot {
 
 /// The transports of a machine.
 #[derive(Debug)]
-pub(crate) struct Transports(Vec<Arc<MmioTransport>>);
+pub(crate) struct Transports(Vec<Slot>);
 
 impl Transports {
     /// Puts the devices onto the MMIO bus.
     pub(crate) fn insert(slots: Vec<Slot>, mmio: &mut Bus) -> Result<Self, BusError> {
-        let insert = |slot: Slot| {
-            mmio.insert(slot.place.address, MmioTransport::SIZE, Arc::clone(&slot.transport) as _)?;
-            Ok(slot.transport)
-        };
-        slots.into_iter().map(insert).collect::<Result<_, _>>().map(Self)
+        for Slot { transport, place, .. } in &slots {
+            mmio.insert(place.address, MmioTransport::SIZE, Arc::clone(transport) as _)?;
+        }
+        Ok(Self(slots))
+    }
+
+    pub(crate) fn slots(&self) -> &[Slot] {
+        &self.0
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Arc<MmioTransport>> {
+        self.0.iter().map(|slot| &slot.transport)
     }
 
     /// Brings every device to a standstill. False: gave up, because of `has_ended`.
@@ -107,8 +114,8 @@ impl Transports {
         /// How often to look whether the machine has ended meanwhile, by which a device that is slow to
         /// stand still may be slow to be stopped, too.
         const LOOK: Duration = Duration::from_millis(20);
-        self.0.iter().for_each(|transport| transport.begin_pause());
-        self.0.iter().all(|transport| {
+        self.iter().for_each(|transport| transport.begin_pause());
+        self.iter().all(|transport| {
             while !transport.wait_paused(LOOK) {
                 if has_ended() {
                     return false;
@@ -119,19 +126,19 @@ impl Transports {
     }
 
     pub(crate) fn resume(&self) {
-        self.0.iter().for_each(|transport| transport.resume());
+        self.iter().for_each(|transport| transport.resume());
     }
 
     /// Whether the calling thread is that of a device.
     pub(crate) fn is_own_thread(&self) -> bool {
-        self.0.iter().any(|transport| transport.is_own_thread())
+        self.iter().any(|transport| transport.is_own_thread())
     }
 
     /// Ends every device and joins its thread. For when no vCPU runs any more.
     pub(crate) fn stop(&self) {
         // All at the same time: each may have requests in flight to wait for.
-        self.0.iter().for_each(|transport| transport.begin_stop());
-        self.0.iter().for_each(|transport| transport.stop());
+        self.iter().for_each(|transport| transport.begin_stop());
+        self.iter().for_each(|transport| transport.stop());
     }
 }
 
@@ -183,7 +190,7 @@ mod tests {
         for (register, value) in
             [(0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 11), (0x70, 15u32)]
         {
-            for transport in &transports.0 {
+            for transport in transports.iter() {
                 transport.write(register, &value.to_le_bytes());
             }
         }

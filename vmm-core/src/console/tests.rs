@@ -18,7 +18,7 @@ const DATA: u64 = 0;
 const LINE_STATUS: u64 = 5;
 
 fn serial() -> SerialConsole {
-    SerialConsole::new(EventFd::new(0).unwrap(), true, Console::BUFFER_SIZE).unwrap()
+    SerialConsole::new(Arc::new(EventFd::new(0).unwrap()), true, Console::BUFFER_SIZE).unwrap()
 }
 
 fn control() -> Arc<Control> {

@@ -3,7 +3,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
+use vm_memory::{Bytes, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
 
 const PAGE: u64 = 4096;
 
@@ -27,6 +27,38 @@ pub(crate) fn prefault(region: &GuestRegionMmap) -> io::Result<()> {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             result => return result,
         }
+    }
+}
+
+/// Makes the region zeros, as it was when it was new, and gives its pages back to the host if possible.
+pub(crate) fn clear(region: &GuestRegionMmap) {
+    let shared = region.flags() & libc::MAP_SHARED != 0;
+    let cleared = match region.file_offset() {
+        Some(at) if shared => punch_hole(at.file(), at.start(), region.len()),
+        None if !shared => drop_pages(region),
+        _ => Err(io::ErrorKind::Unsupported.into()),
+    };
+    if let Err(error) = cleared {
+        log::debug!("guest memory is overwritten, as its pages cannot be given back: {error}");
+        overwrite(region);
+    }
+}
+
+/// Drops private pages, which are zeros when they are touched again.
+fn drop_pages(region: &GuestRegionMmap) -> io::Result<()> {
+    let length = usize::try_from(region.len()).map_err(io::Error::other)?;
+    // SAFETY: the range is one mapping, which the region owns. Its content changes, as guest memory does at
+    // any time: it is only ever accessed as volatile memory.
+    check(unsafe { libc::madvise(region.as_ptr().cast(), length, libc::MADV_DONTNEED) })
+}
+
+fn overwrite(region: &GuestRegionMmap) {
+    let zeros = [0; 1 << 16];
+    let mut offset = 0;
+    while offset < region.len() {
+        // Up to its end at most: the range is the region's own.
+        let written = region.write(&zeros, MemoryRegionAddress(offset)).unwrap_or(0);
+        offset = offset.saturating_add(u64::try_from(written.max(1)).unwrap_or(u64::MAX));
     }
 }
 
@@ -139,4 +171,42 @@ pub(crate) fn punch_hole(file: &File, offset: u64, length: u64) -> io::Result<()
 
 fn check(result: libc::c_int) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+
+    use vm_memory::{FileOffset, GuestAddress, MmapRegion};
+
+    use super::*;
+
+    const LENGTH: usize = 3 << 20;
+
+    fn becomes_zero(mapping: MmapRegion) {
+        let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+        let mut bytes = vec![0x5a; LENGTH];
+        region.write_slice(&bytes, MemoryRegionAddress(0)).unwrap();
+        clear(&region);
+        region.read_slice(&mut bytes, MemoryRegionAddress(0)).unwrap();
+        assert!(bytes.iter().all(|&byte| byte == 0));
+    }
+
+    #[test]
+    fn any_memory_becomes_zeros() {
+        becomes_zero(MmapRegion::new(LENGTH).unwrap());
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.write_all_at(&vec![1; 2 * LENGTH], 0).unwrap();
+        let at = || Some(FileOffset::from_arc(file.clone(), 8192));
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        for flags in [libc::MAP_SHARED, libc::MAP_PRIVATE] {
+            becomes_zero(MmapRegion::build(at(), LENGTH, protection, flags).unwrap());
+        }
+        let mut around = [0; 2];
+        file.read_exact_at(&mut around, 8191).unwrap();
+        assert_eq!(around, [1, 0], "nothing before it");
+        file.read_exact_at(&mut around, 8192 + LENGTH as u64 - 1).unwrap();
+        assert_eq!(around, [0, 1], "nothing behind it");
+    }
 }

@@ -38,8 +38,9 @@ fn run(index: u8, machine: &Machine, control: &Control) {
         control.recorder().record(Milestone::GuestEntered);
     }
     loop {
-        let Some(mut fd) = machine.vcpu(index) else { return };
-        let mut vcpu = Vcpu { index, fd: &mut fd, machine };
+        let Some(mut slot) = machine.vcpu(index) else { return };
+        let Some(fd) = slot.as_mut() else { return };
+        let mut vcpu = Vcpu { index, fd, machine };
         let mut end = None;
         while end.is_none() && !control.is_wanted() {
             end = vcpu.run_once().err();
@@ -47,11 +48,11 @@ fn run(index: u8, machine: &Machine, control: &Control) {
         if end.is_none() && !control.is_ending() {
             end = vcpu.settle().err();
         }
-        drop(fd);
+        drop(slot);
         if let Some(how) = end {
             control.end(how);
         }
-        if !control.park(|| Ok(())) {
+        if !control.park(|| Ok(machine.restart(control.recorder())?)) {
             return;
         }
     }
