@@ -10,6 +10,7 @@ use clap::{
 use crate::affinity::AffinityArg;
 use crate::disk::DiskArg;
 use crate::memory::MemoryArg;
+use crate::net::NetArg;
 use crate::report;
 
 const STYLES: Styles = Styles::styled()
@@ -53,6 +54,7 @@ Examples:
   sparkler run vmlinux -m 1G -c 4 --cmdline 'console=ttyS0 quiet'
   sparkler run vmlinuz --initrd initrd.img --disk root.ext4 --disk data.img,ro \
       --cmdline 'console=ttyS0 panic=-1 root=/dev/vda rw'
+  sparkler run vmlinuz --initrd initrd.img --disk root.ext4 --net user,publish=8080:80
   sparkler run vmlinuz --initrd test.cpio --timeline </dev/null >boot.log
   sparkler run vmlinuz --initrd test.cpio --json 2>&1 >/dev/null | tail -n 1";
 
@@ -70,7 +72,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Boot the built-in guest in several ways; nothing to download
     ///
     /// Prints what the guest did and where the time of its boot went. The exit code is 0 if all
@@ -158,6 +160,19 @@ pub(crate) struct RunArgs {
     #[arg(long = "disk", value_name = "PATH[,OPTION]...", value_hint = ValueHint::FilePath)]
     #[arg(help_heading = "Devices")]
     pub(crate) disks: Vec<DiskArg>,
+
+    // The help's brackets are no links.
+    #[allow(rustdoc::broken_intra_doc_links)]
+    /// A network card: tap=NAME, user, or stream=PATH
+    ///
+    /// tap=NAME[,queues=N]: on a tap of this host, which is made if it is not there and we may.
+    /// user[,publish=[ADDRESS/]HOST:GUEST]...: without any rights, by passt, which must be installed;
+    /// the guest gets its address by DHCP, finds this host at its gateway's address, and is reached
+    /// at published TCP ports. stream=PATH: frames over a Unix socket, as QEMU's -netdev stream
+    /// speaks it. All of them: mac=ADDRESS (default: at random), mtu=N. A comma in PATH is written
+    /// twice.
+    #[arg(long = "net", value_name = "NETWORK[,OPTION]...", help_heading = "Devices")]
+    pub(crate) nets: Vec<NetArg>,
 
     /// A source of entropy for the guest (virtio-rng)
     #[arg(long, help_heading = "Devices")]

@@ -3,11 +3,10 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use sparkler::MemorySize;
 use sparkler::virtio::block::{Disk, DiskError, RateLimit};
 use thiserror::Error;
 
-use crate::options::split;
+use crate::options::{BadValue, at_least_one, bytes, number, split};
 
 /// A disk as the command line says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,8 +42,8 @@ pub(crate) enum DiskArgError {
     NoPath,
     #[error("no option {0:?}; there are ro, direct, serial=TEXT, queues=N, iops=N, bps=SIZE")]
     Option(String),
-    #[error("{option}={value:?} is not possible: {right}")]
-    Value { option: &'static str, value: String, right: &'static str },
+    #[error(transparent)]
+    Value(#[from] BadValue),
 }
 
 impl FromStr for DiskArg {
@@ -71,31 +70,12 @@ impl FromStr for DiskArg {
                 ("serial", true) => disk.serial = Some(value.to_owned()),
                 ("queues", true) => disk.queues = number("queues", value)?,
                 ("iops", true) => disk.iops = at_least_one("iops", number("iops", value)?)?,
-                ("bps", true) => disk.bytes_per_second = at_least_one("bps", bytes(value)?)?,
+                ("bps", true) => disk.bytes_per_second = bytes("bps", value)?,
                 _ => return Err(DiskArgError::Option(part)),
             }
         }
         Ok(disk)
     }
-}
-
-fn number<T: FromStr>(option: &'static str, value: &str) -> Result<T, DiskArgError> {
-    let right = "write a whole number that is not too large";
-    value.parse().map_err(|_| DiskArgError::Value { option, value: value.to_owned(), right })
-}
-
-fn bytes(value: &str) -> Result<u64, DiskArgError> {
-    // A bare number is bytes here, though it is MiB as a memory size.
-    let unit = if value.ends_with(|last: char| last.is_ascii_digit()) { "B" } else { "" };
-    let right = "write a number of bytes, or one with K, M, G or T";
-    let error = |_| DiskArgError::Value { option: "bps", value: value.to_owned(), right };
-    format!("{value}{unit}").parse().map(MemorySize::as_bytes).map_err(error)
-}
-
-fn at_least_one(option: &'static str, number: u64) -> Result<u64, DiskArgError> {
-    let right = "leave it out for no limit";
-    let zero = DiskArgError::Value { option, value: "0".to_owned(), right };
-    if number == 0 { Err(zero) } else { Ok(number) }
 }
 
 #[cfg(test)]
@@ -129,7 +109,7 @@ mod tests {
             assert_eq!(error(&format!("d,{option}")), DiskArgError::Option(option.into()));
         }
         for value in ["iops=0", "iops=-1", "iops=x", "bps=0", "bps=1X", "queues=70000"] {
-            assert!(matches!(error(&format!("d,{value}")), DiskArgError::Value { .. }), "{value}");
+            assert!(matches!(error(&format!("d,{value}")), DiskArgError::Value(_)), "{value}");
         }
     }
 }

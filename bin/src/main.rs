@@ -13,6 +13,7 @@ mod ending;
 mod escape;
 mod keyboard;
 mod memory;
+mod net;
 mod options;
 mod pages;
 mod report;

@@ -1,4 +1,25 @@
-//! Values like `PATH,option,option=value`.
+//! What the texts `PLACE[,OPTION]…` of all devices have in common.
+
+use std::str::FromStr;
+
+use sparkler::MemorySize;
+use thiserror::Error;
+
+/// An option has a value that it cannot have.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[error("{option}={value:?} is not possible: {right}")]
+pub(crate) struct BadValue {
+    pub(crate) option: &'static str,
+    pub(crate) value: String,
+    /// What would be right.
+    pub(crate) right: String,
+}
+
+impl BadValue {
+    pub(crate) fn new(option: &'static str, value: &str, right: impl ToString) -> Self {
+        Self { option, value: value.to_owned(), right: right.to_string() }
+    }
+}
 
 /// At single commas; two in a row stand for one that belongs to the text.
 pub(crate) fn split(text: &str) -> Vec<String> {
@@ -12,4 +33,24 @@ pub(crate) fn split(text: &str) -> Vec<String> {
         }
     }
     parts
+}
+
+pub(crate) fn number<T: FromStr>(option: &'static str, value: &str) -> Result<T, BadValue> {
+    let right = "write a whole number that is not too large";
+    value.parse().map_err(|_| BadValue::new(option, value, right))
+}
+
+/// A number of bytes, which is not 0.
+pub(crate) fn bytes(option: &'static str, value: &str) -> Result<u64, BadValue> {
+    // A bare number is bytes here, though it is MiB as a memory size.
+    let unit = if value.ends_with(|last: char| last.is_ascii_digit()) { "B" } else { "" };
+    let right = "write a number of bytes, or one with K, M, G or T";
+    let size: MemorySize =
+        format!("{value}{unit}").parse().map_err(|_| BadValue::new(option, value, right))?;
+    at_least_one(option, size.as_bytes())
+}
+
+pub(crate) fn at_least_one(option: &'static str, number: u64) -> Result<u64, BadValue> {
+    let zero = BadValue::new(option, "0", "leave it out for no limit");
+    if number == 0 { Err(zero) } else { Ok(number) }
 }

@@ -83,6 +83,9 @@ fn builder(args: &RunArgs) -> Result<VmBuilder, Failure> {
     for disk in &args.disks {
         builder = builder.disk(disk.open().map_err(Failure::refused)?);
     }
+    for net in &args.nets {
+        builder = builder.net(net.open().map_err(Failure::refused)?);
+    }
     if args.rng {
         builder = builder.device(Rng::new().map_err(Failure::refused)?);
     }

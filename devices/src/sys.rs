@@ -3,7 +3,9 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::ptr;
 use std::time::Duration;
 
@@ -65,6 +67,18 @@ pub(crate) fn block_signals() {
             libc::sigdelset(set.as_mut_ptr(), signal);
         }
         libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), ptr::null_mut());
+    }
+}
+
+/// Has the process that `command` starts inherit `fd`, under the same number. Here it stays closed on exec.
+pub(crate) fn hand_on(command: &mut Command, fd: OwnedFd) {
+    // SAFETY: between fork and exec only fcntl is called, which is async-signal-safe and takes no
+    // pointers here; the closure owns the descriptor, so it is open.
+    unsafe {
+        command.pre_exec(move || match libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, 0) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
     }
 }
 

@@ -4,6 +4,7 @@
 //! | type | what |
 //! |---|---|
 //! | [`Net`] | a card with its settings, plugged into a tap, a socket, or a network of one's own |
+//! | [`UserNet`] | a network that needs no rights, by `passt` |
 //! | [`NetDevice`] | the virtio device that it becomes |
 //! | [`NetHandle`] | the link and counters, while a machine uses the card |
 //! | [`NetBackend`] | the trait by which you bring a network of your own |
@@ -34,6 +35,7 @@ mod stats;
 mod stream;
 mod sys;
 mod tap;
+mod user;
 
 use std::fmt;
 use std::sync::Arc;
@@ -56,6 +58,7 @@ pub use offloads::Offloads;
 pub use rate_limit::RateLimit;
 pub use state::NetHandle;
 pub use stats::NetStats;
+pub use user::{ParsePublishError, Publish, UserNet, UserNetError};
 
 use super::{ConfigSpace, DeviceError, Session, VirtioDevice};
 use config::Config;

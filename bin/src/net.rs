@@ -1,0 +1,156 @@
+//! `--net tap=NAME…`, `--net user…`, `--net stream=PATH…`: parsed here, opened when the machine is built.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use sparkler::virtio::net::{MacAddress, Net, NetError, Publish, UserNetError};
+use thiserror::Error;
+
+use crate::options::{BadValue, number, split};
+
+/// An interface as the command line says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct NetArg {
+    network: Network,
+    mac: Option<MacAddress>,
+    mtu: Option<u16>,
+}
+
+/// What it is connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Network {
+    Tap { name: String, queues: u16 },
+    Stream(PathBuf),
+    User(Vec<Publish>),
+}
+
+/// Why an interface has no network.
+#[derive(Debug, Error)]
+pub(crate) enum OpenError {
+    #[error(transparent)]
+    Net(#[from] NetError),
+    #[error(transparent)]
+    User(#[from] UserNetError),
+}
+
+impl NetArg {
+    pub(crate) fn open(&self) -> Result<Net, OpenError> {
+        let mut net = match &self.network {
+            Network::Tap { name, queues } => Net::tap(name)?.queues(*queues)?,
+            Network::Stream(path) => Net::stream(path)?,
+            Network::User(ports) => {
+                ports.iter().fold(Net::user(), |net, port| net.publish(*port)).start()?
+            }
+        };
+        if let Some(mac) = self.mac {
+            net = net.mac(mac);
+        }
+        if let Some(mtu) = self.mtu {
+            net = net.mtu(mtu)?;
+        }
+        Ok(net)
+    }
+}
+
+/// What is wrong with the text after `--net`.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub(crate) enum NetArgError {
+    #[error("no network {0:?}; write tap=NAME, user, or stream=PATH, and options behind it")]
+    Network(String),
+    #[error("no option {option:?} of {network}; there are {right}")]
+    Option { option: String, network: &'static str, right: &'static str },
+    #[error(transparent)]
+    Value(#[from] BadValue),
+}
+
+impl Network {
+    fn parse(text: &str) -> Option<Self> {
+        match text.split_once('=') {
+            Some(("tap", name)) if !name.is_empty() => {
+                Some(Self::Tap { name: name.to_owned(), queues: 1 })
+            }
+            Some(("stream", path)) if !path.is_empty() => Some(Self::Stream(path.into())),
+            None if text == "user" => Some(Self::User(Vec::new())),
+            _ => None,
+        }
+    }
+
+    /// Its name, and the options that it has.
+    fn options(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Tap { .. } => ("tap", "mac=ADDRESS, mtu=N, queues=N"),
+            Self::Stream(_) => ("stream", "mac=ADDRESS, mtu=N"),
+            Self::User(_) => ("user", "mac=ADDRESS, mtu=N, publish=HOST:GUEST"),
+        }
+    }
+}
+
+impl FromStr for NetArg {
+    type Err = NetArgError;
+
+    /// A comma in a path is written twice.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = split(text).into_iter();
+        let first = parts.next().unwrap_or_default();
+        let network = Network::parse(&first).ok_or(NetArgError::Network(first))?;
+        let mut net = Self { network, mac: None, mtu: None };
+        for part in parts {
+            let (option, value) = part.split_once('=').unwrap_or((&part, ""));
+            match (option, &mut net.network) {
+                ("mac", _) => net.mac = Some(parse("mac", value)?),
+                ("mtu", _) => net.mtu = Some(number("mtu", value)?),
+                ("queues", Network::Tap { queues, .. }) => *queues = number("queues", value)?,
+                ("publish", Network::User(ports)) => ports.push(parse("publish", value)?),
+                (_, network) => {
+                    let (network, right) = network.options();
+                    return Err(NetArgError::Option { option: part, network, right });
+                }
+            }
+        }
+        Ok(net)
+    }
+}
+
+fn parse<T: FromStr<Err: std::fmt::Display>>(
+    option: &'static str,
+    value: &str,
+) -> Result<T, BadValue> {
+    value.parse().map_err(|right| BadValue::new(option, value, right))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn networks_and_their_options() {
+        let tap: NetArg = "tap=tap0,queues=2,mtu=9000,mac=02:00:00:00:00:07".parse().unwrap();
+        assert_eq!(tap.network, Network::Tap { name: "tap0".into(), queues: 2 });
+        assert_eq!(tap.mtu, Some(9000));
+        assert_eq!(tap.mac, Some("02:00:00:00:00:07".parse().unwrap()));
+
+        let stream: NetArg = "stream=/run/a,,b".parse().unwrap();
+        assert_eq!(stream.network, Network::Stream("/run/a,b".into()));
+        assert_eq!((stream.mac, stream.mtu), (None, None));
+
+        let user: NetArg = "user,publish=8080:80,publish=127.0.0.1/2222:22".parse().unwrap();
+        let ports = ["8080:80", "127.0.0.1/2222:22"].map(|port| port.parse().unwrap());
+        assert_eq!(user.network, Network::User(ports.to_vec()));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let error = |text: &str| text.parse::<NetArg>().unwrap_err();
+        for text in ["", "tap", "tap=", "stream", "user=me", "bridge=br0", "tap0"] {
+            assert_eq!(error(text), NetArgError::Network(text.into()));
+        }
+        for text in ["tap=t,publish=1:2", "user,queues=2", "stream=s,queues=2", "user,", "user,x"] {
+            assert!(matches!(error(text), NetArgError::Option { .. }), "{text}");
+        }
+        for text in
+            ["user,publish=80", "user,publish=0:80", "user,mtu=many", "tap=t,mac=1:2", "tap=t,mac"]
+        {
+            assert!(matches!(error(text), NetArgError::Value(_)), "{text}");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! A network that needs no rights: `passt` carries the guest's connections over sockets of this user.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use super::Net;
+use crate::sys;
+
+/// What `passt` says if nobody listens to the system's log.
+const NO_SYSLOG: &str = "to syslog";
+
+/// A network by [`passt`](https://passt.top): made by [`Net::user`], started by [`start`](Self::start).
+///
+/// The guest sees a network of its own with this host's address in it: `passt` answers DHCP, DHCPv6, NDP
+/// and DNS as this host's own set-up says, and makes each connection of the guest one of this user's. The
+/// host itself, with its loopback address, is where the guest's default gateway is. Nobody reaches the
+/// guest but by ports that were [published](Self::publish). The host needs a default route.
+#[derive(Debug, Clone, Default)]
+#[must_use = "nothing begins before start()"]
+pub struct UserNet {
+    published: Vec<Publish>,
+}
+
+impl Net {
+    /// A card on a network that needs no rights: see [`UserNet`].
+    ///
+    /// ```no_run
+    /// use sparkler_devices::virtio::net::Net;
+    ///
+    /// let net = Net::user().publish((8080, 80)).start()?;
+    /// # Ok::<(), sparkler_devices::virtio::net::UserNetError>(())
+    /// ```
+    pub fn user() -> UserNet {
+        UserNet::default()
+    }
+}
+
+impl UserNet {
+    /// Hands on what comes to a port of this host. May be called again, for further ports.
+    pub fn publish(mut self, port: impl Into<Publish>) -> Self {
+        self.published.push(port.into());
+        self
+    }
+
+    /// Starts `passt`, which is looked for as `PATH` says.
+    ///
+    /// This starts a process. It goes into the background, is no child of this one any more when this
+    /// returns, and ends by itself as soon as the `Net`, or the machine that has it, is dropped, or this
+    /// process ends in whatever way: then its connection is closed. If this process is root's, `passt`
+    /// runs as the user `nobody`.
+    ///
+    /// # Errors
+    /// [`UserNetError`]: `passt` is not installed, refuses to start, or a published port is not free.
+    pub fn start(&self) -> Result<Net, UserNetError> {
+        self.start_program("passt".as_ref())
+    }
+
+    fn start_program(&self, program: &OsStr) -> Result<Net, UserNetError> {
+        // passt itself does not complain as long as one of the address families is left.
+        for port in &self.published {
+            let address = port.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+            TcpListener::bind((address, port.host))
+                .map_err(|source| UserNetError::Port { port: port.host, source })?;
+        }
+        let (ours, theirs) = UnixStream::pair().map_err(UserNetError::Socket)?;
+        let theirs = OwnedFd::from(theirs);
+        let mut passt = Command::new(program);
+        // It quits when its socket is closed; and it goes into the background once it is ready.
+        passt.args(["--quiet", "--fd", &theirs.as_raw_fd().to_string()]);
+        for port in &self.published {
+            passt.arg("--tcp-ports").arg(port.to_string());
+        }
+        sys::hand_on(&mut passt, theirs);
+        let output = passt.stdin(Stdio::null()).output().map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => UserNetError::NotInstalled,
+            _ => UserNetError::Start(source),
+        })?;
+        if !output.status.success() {
+            return Err(UserNetError::Refused(reason(&output.stderr)));
+        }
+        Ok(Net::stream_fd(ours))
+    }
+}
+
+/// A port of this host whose TCP connections go to a port of the guest.
+///
+/// As text it is `HOST:GUEST`, or `ADDRESS/HOST:GUEST`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Publish {
+    address: Option<IpAddr>,
+    host: u16,
+    guest: u16,
+}
+
+impl Publish {
+    /// Port `host` of all addresses of this host becomes port `guest` of the guest.
+    #[must_use]
+    pub fn new(host: u16, guest: u16) -> Self {
+        Self { address: None, host, guest }
+    }
+
+    /// On this address only.
+    #[must_use]
+    pub fn on(self, address: IpAddr) -> Self {
+        Self { address: Some(address), ..self }
+    }
+}
+
+impl From<(u16, u16)> for Publish {
+    /// The port of the host, and then that of the guest.
+    fn from((host, guest): (u16, u16)) -> Self {
+        Self::new(host, guest)
+    }
+}
+
+impl fmt::Display for Publish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(address) = self.address {
+            write!(f, "{address}/")?;
+        }
+        write!(f, "{}:{}", self.host, self.guest)
+    }
+}
+
+/// The text is no [`Publish`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[error("write HOST:GUEST or ADDRESS/HOST:GUEST, with ports from 1 to 65535")]
+pub struct ParsePublishError;
+
+impl FromStr for Publish {
+    type Err = ParsePublishError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let (address, ports) = match text.split_once('/') {
+            Some((address, ports)) => {
+                (Some(address.parse().map_err(|_| ParsePublishError)?), ports)
+            }
+            None => (None, text),
+        };
+        let (host, guest) = ports.split_once(':').ok_or(ParsePublishError)?;
+        let port = |text: &str| match text.parse() {
+            Ok(port @ 1u16..) => Ok(port),
+            _ => Err(ParsePublishError),
+        };
+        Ok(Self { address, host: port(host)?, guest: port(guest)? })
+    }
+}
+
+/// Why there is no network by `passt`.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum UserNetError {
+    /// It is not on the `PATH`.
+    #[error("passt is not installed; it is in the package passt of Debian, Fedora and others")]
+    NotInstalled,
+    /// A published port is not free, or not for this user.
+    #[error("port {port} of this host cannot be published")]
+    Port {
+        /// The port.
+        port: u16,
+        /// The reason.
+        source: io::Error,
+    },
+    /// It cannot be run.
+    #[error("cannot run passt")]
+    Start(#[source] io::Error),
+    /// It ended at once; the text is what it said.
+    #[error("passt refuses to start: {0}")]
+    Refused(String),
+    /// There is no socket to speak to it.
+    #[error("cannot make a socket for passt")]
+    Socket(#[source] io::Error),
+}
+
+/// What it said, on one line.
+fn reason(stderr: &[u8]) -> String {
+    let text = String::from_utf8_lossy(stderr);
+    let lines = text.lines().map(str::trim).filter(|it| !it.is_empty() && !it.ends_with(NO_SYSLOG));
+    let lines: Vec<_> = lines.collect();
+    if lines.is_empty() { "it does not say why".to_owned() } else { lines.join("; ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_written_as_they_are_read() {
+        for text in ["8080:80", "127.0.0.1/8080:80", "::1/1:65535"] {
+            assert_eq!(text.parse::<Publish>().unwrap().to_string(), text);
+        }
+        for text in ["", "80", "80:", ":80", "0:80", "80:0", "65536:80", "localhost/80:80", "1:2:3"]
+        {
+            assert_eq!(text.parse::<Publish>(), Err(ParsePublishError), "{text}");
+        }
+        let port = Publish::new(8080, 80).on(Ipv4Addr::LOCALHOST.into());
+        assert_eq!(port, "127.0.0.1/8080:80".parse().unwrap());
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_or_fails_is_told_apart() {
+        let start = |program: &str| UserNet::default().start_program(program.as_ref()).unwrap_err();
+        assert!(matches!(start("/nonexistent/passt"), UserNetError::NotInstalled));
+        let refused = start("false");
+        assert!(matches!(&refused, UserNetError::Refused(why) if why == "it does not say why"));
+        assert_eq!(reason(b"Failed to send 31 bytes to syslog\nno\n way \n"), "no; way");
+    }
+
+    #[test]
+    fn a_port_in_use_is_named() {
+        let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let net = UserNet::default().publish(Publish::new(port, 80).on(Ipv4Addr::LOCALHOST.into()));
+        let error = net.start_program("true".as_ref()).unwrap_err();
+        assert!(matches!(error, UserNetError::Port { port: named, .. } if named == port));
+    }
+}
