@@ -42,7 +42,7 @@ struct Job {
     blocked: bool,
     /// 0: each frame has another size.
     size: u64,
-    /// Does not look at what it receives.
+    /// Neither writes content nor looks at it.
     blind: bool,
     /// A gap in the numbers is no error.
     lossy: bool,
@@ -147,7 +147,7 @@ impl Job {
         while self.sent < self.send && self.sent.saturating_sub(self.received) < self.window {
             let Some((slot, frame)) = net.frame()? else { break };
             let length = self.length_of(self.sent).min(frame.length());
-            write(frame.part(0, length), EVERYBODY, self.mac, self.sent);
+            self.write(frame.part(0, length));
             net.send(slot, length);
             self.sent += 1;
         }
@@ -215,6 +215,24 @@ impl Job {
         Ok(true)
     }
 
+    /// The next frame to be sent, for everybody.
+    fn write(&self, frame: Memory) {
+        address(frame, EVERYBODY, self.mac);
+        frame.write(TYPE, DATA_TYPE.to_be());
+        frame.write(LENGTH, frame.length() as u16);
+        frame.write(NUMBER, self.sent);
+        if self.blind {
+            return;
+        }
+        let mut random = Random::new(self.sent);
+        let words = (frame.length() - CONTENT) / 8;
+        (0..words).for_each(|word| frame.write(CONTENT + 8 * word, random.next()));
+        for at in CONTENT + 8 * words..frame.length() {
+            frame.write(at, random.next() as u8);
+        }
+        frame.write(CHECKSUM, checksum(frame));
+    }
+
     fn length_of(&self, number: u64) -> u64 {
         match self.size {
             0 => LEAST + Random::new(number).below(USUAL_MOST - LEAST + 1),
@@ -227,20 +245,6 @@ fn address(frame: Memory, to: [u8; 6], from: [u8; 6]) {
     for (at, byte) in (0..).zip(to.into_iter().chain(from)) {
         frame.write(at, byte);
     }
-}
-
-fn write(frame: Memory, to: [u8; 6], from: [u8; 6], number: u64) {
-    address(frame, to, from);
-    frame.write(TYPE, DATA_TYPE.to_be());
-    frame.write(LENGTH, frame.length() as u16);
-    frame.write(NUMBER, number);
-    let mut random = Random::new(number);
-    let words = (frame.length() - CONTENT) / 8;
-    (0..words).for_each(|word| frame.write(CONTENT + 8 * word, random.next()));
-    for at in CONTENT + 8 * words..frame.length() {
-        frame.write(at, random.next() as u8);
-    }
-    frame.write(CHECKSUM, checksum(frame));
 }
 
 /// FNV-1a over the number and the words of the content, and then over the bytes that are left.

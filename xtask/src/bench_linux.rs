@@ -1,4 +1,4 @@
-//! `cargo xtask bench-disk`: disks under a stock kernel, next to QEMU's microvm and Firecracker.
+//! `cargo xtask bench-disk` and `bench-net`: a stock kernel's devices, next to QEMU's microvm and Firecracker.
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -26,7 +26,7 @@ const FIRECRACKER: [(&str, &str); 2] =
     [("FIRECRACKER", "/root/firecracker"), ("FIRECRACKER_KERNEL", "/root/vmlinux")];
 
 #[derive(Args)]
-pub(crate) struct Options {
+pub(crate) struct DiskOptions {
     /// How often each monitor runs
     #[arg(long, default_value_t = 3)]
     runs: u32,
@@ -35,15 +35,42 @@ pub(crate) struct Options {
     seconds: u32,
 }
 
-/// Measures, and prints a table.
-pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+#[derive(Args)]
+pub(crate) struct NetOptions {
+    /// How often each monitor runs
+    #[arg(long, default_value_t = 3)]
+    runs: u32,
+    /// How long each job of iperf3 runs
+    #[arg(long, default_value_t = 3)]
+    seconds: u32,
+}
+
+/// Measures disks, and prints a table.
+pub(crate) fn disk(options: &DiskOptions) -> Result<ExitCode> {
+    let DiskOptions { runs, seconds } = options;
+    run("disk_linux", *runs, *seconds)
+}
+
+/// Measures networks, and prints tables: of the built-in guest on this host, and of Linux.
+pub(crate) fn net(options: &NetOptions) -> Result<ExitCode> {
+    setup::network_programs()?;
+    if Kvm::probe() != Kvm::None {
+        let mut frames = cargo::cargo("run");
+        frames.args(["--release", "--package", "sparkler-benches", "--bin", "net_frames"]);
+        let status = frames.status().context("cannot run cargo")?;
+        anyhow::ensure!(status.success(), "the bench of the built-in guest failed ({status})");
+    }
+    run("net_linux", options.runs, options.seconds)
+}
+
+fn run(program: &str, runs: u32, seconds: u32) -> Result<ExitCode> {
     setup::peers()?;
     let guest = Guest::prepare(Binary::Build)?;
     let mut build = cargo::cargo("build");
     build.args(["--release", "--target", LAB_TARGET, "--package", "sparkler-benches"]);
-    let built = cargo::build("building the benchmark", build.args(["--bin", "disk_linux"]))?;
+    let built = cargo::build("building the benchmark", build.args(["--bin", program]))?;
     let bench = built.first().context("cargo built no benchmark")?.executable.clone();
-    let words = [format!("--runs={}", options.runs), format!("--seconds={}", options.seconds)];
+    let words = [format!("--runs={runs}"), format!("--seconds={seconds}")];
     match Kvm::probe() {
         Kvm::Hardware => on_this_host(&guest, &bench, &words),
         Kvm::Pvm | Kvm::None => in_the_lab(guest, &bench, &words),
@@ -67,13 +94,14 @@ fn on_this_host(guest: &Guest, bench: &Path, words: &[String]) -> Result<ExitCod
 
 fn in_the_lab(guest: Guest, bench: &Path, words: &[String]) -> Result<ExitCode> {
     let lab = Lab::around(guest)?;
-    let script = r#"mount -t debugfs debugfs /sys/kernel/debug && exec /root/bench "$@""#;
+    let script = r#"mount -t debugfs debugfs /sys/kernel/debug && modprobe -a tun vhost_net && exec /root/bench "$@""#;
     let mut command: Vec<OsString> = ["sh", "-c", script, "bench"].map(OsString::from).to_vec();
     command.extend(words.iter().map(OsString::from));
     let mut run = Run { timeout: None, ..Run::new(command, Duration::ZERO) };
     run.add_root_disk(lab.guest())?;
     run.files.push(Shared { host: bench.to_owned(), guest: "/root/bench".into() });
     run.files.extend(with_libraries(&["qemu-system-x86_64"])?);
+    run.add_network_programs()?;
     let firmware = FIRMWARE.map(PathBuf::from).into_iter().filter(|file| file.is_file());
     run.files.extend(firmware.map(|file| Shared { host: file.clone(), guest: file }));
     for (variable, place) in FIRECRACKER {

@@ -1,0 +1,137 @@
+//! What a network on a tap gives a stock Linux, next to QEMU's microvm without and with vhost and, if
+//! `FIRECRACKER` names one, Firecracker: `cargo xtask bench-net`, which runs it in the lab or on hardware KVM.
+//!
+//! Every monitor boots the same kernel and initrd with the same Debian root, one vCPU and 512 MiB, on a tap
+//! of its own in a network namespace of this program's. The other end is this host. The monitors take
+//! turns; each figure is the median of their runs.
+//!
+//! | column | what |
+//! |---|---|
+//! | the figure | as iperf3's receiver or ping has it |
+//! | CPU | all that this host worked meanwhile, its guest and iperf3 included, in seconds for a gigabyte, or in µs for a packet or an echo. So threads of the kernel count as well |
+
+mod guest;
+mod monitors;
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use guest::{Figures, ROWS, Row};
+use monitors::{Files, Monitor};
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+const TAP: &str = "tap0";
+const HOST: &str = "10.0.0.1";
+const GUEST: &str = "10.0.0.2";
+
+fn main() -> Result<()> {
+    let (mut runs, mut seconds) = (3, 3);
+    for argument in std::env::args().skip(1) {
+        match argument.split_once('=') {
+            Some(("--runs", count)) => runs = count.parse()?,
+            Some(("--seconds", count)) => seconds = count.parse()?,
+            _ => {
+                return Err(
+                    format!("no flag {argument}; there are --runs=N and --seconds=N").into()
+                );
+            }
+        }
+    }
+    enter_namespace()?;
+    let folder = tempfile::tempdir()?;
+    let job = folder.path().join("job");
+    fs::write(&job, guest::script(seconds))?;
+    let files = Files::new(folder.path(), &job)?;
+
+    let patience = Duration::from_secs(60 + 4 * u64::from(seconds));
+    let monitors = Monitor::all();
+    let mut figures: BTreeMap<(&str, Monitor), Vec<Figures>> = BTreeMap::new();
+    for run in 1..=runs {
+        for monitor in &monitors {
+            eprintln!("run {run} of {runs}: {monitor}");
+            // A server whose client was killed waits for it for ever: each machine has a new one.
+            let _server = Server::start()?;
+            let measured = guest::run(monitor.command(&files)?, patience, seconds)?;
+            if let Some(row) = ROWS.get(measured.len()) {
+                println!("{monitor} stood still at {:?} and was ended", row.name);
+            }
+            for (row, measured) in measured {
+                figures.entry((row, *monitor)).or_default().push(measured);
+            }
+        }
+    }
+    println!("stock Linux, 1 vCPU, 512 MiB, tap, {seconds} s for each figure;");
+    println!("medians of {runs} runs, the monitors taking turns; the ratio is ours to theirs\n");
+    println!("{:18} {:22} {:>10} {:>18} {:>6} {:>10}", "", "", "", "", "ratio", "CPU");
+    for row in &ROWS {
+        print_row(row, &monitors, &figures);
+    }
+    Ok(())
+}
+
+fn print_row(row: &Row, monitors: &[Monitor], figures: &BTreeMap<(&str, Monitor), Vec<Figures>>) {
+    let mut first = None;
+    for monitor in monitors {
+        let Some(runs) = figures.get(&(row.name, *monitor)) else { continue };
+        let of = |value: fn(&Figures) -> f64| median(runs.iter().map(value).collect());
+        let result = of(|run| run.result);
+        let name = if first.is_none() { row.name } else { "" };
+        // More is better, but for a time.
+        let ours = *first.get_or_insert(result);
+        let ratio = if row.is_time() { result / ours } else { ours / result };
+        println!(
+            "{name:18} {monitor:22} {result:10.1} {:18} {ratio:6.2} {:8.2} {}",
+            row.unit(),
+            of(|run| run.cpu),
+            row.cpu_unit(),
+        );
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// Networks of our own, in which everybody's tap can have the same name and addresses.
+fn enter_namespace() -> Result<()> {
+    // SAFETY: there is no other thread yet, and only the network namespace changes.
+    if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+        return Err(std::io::Error::last_os_error().into());
+    }
+    ip("link set lo up")
+}
+
+/// Gives the tap, which the monitor has just made, its address.
+fn set_up_tap() -> Result<()> {
+    ip(&format!("addr add {HOST}/24 dev {TAP}"))?;
+    ip(&format!("link set {TAP} up"))
+}
+
+fn ip(words: &str) -> Result<()> {
+    let status = Command::new("ip").args(words.split_whitespace()).status()?;
+    if status.success() { Ok(()) } else { Err(format!("ip {words}: {status}").into()) }
+}
+
+/// iperf3's, which ends with this.
+struct Server(Child);
+
+impl Server {
+    fn start() -> Result<Self> {
+        let mut command = Command::new("iperf3");
+        let child = command.arg("--server").stdout(Stdio::null()).spawn();
+        Ok(Self(child.map_err(|error| format!("iperf3: {error}"))?))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
