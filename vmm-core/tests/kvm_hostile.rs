@@ -5,7 +5,6 @@
 
 mod common;
 
-use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
@@ -15,6 +14,7 @@ use sparkler::virtio::block::{Disk, EngineKind};
 use sparkler::{Milestone, Outcome, RunningVm};
 
 use crate::common::disks::{file, open};
+use crate::common::holdings::{Holdings, resident_kib};
 use crate::common::{Captured, drop_limit, guest};
 
 const BYTES: u64 = 2 << 20;
@@ -47,30 +47,6 @@ fn alone() -> MutexGuard<'static, ()> {
     });
     LOGGED.store(0, Ordering::SeqCst);
     guard
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Holdings {
-    fds: usize,
-    /// Of machines; the test harness has others.
-    threads: usize,
-}
-
-impl Holdings {
-    fn now() -> Self {
-        let names = fs::read_dir("/proc/self/task").unwrap();
-        let names =
-            names.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
-        let ours = |name: &String| name.starts_with("virtio-") || name.starts_with("vcpu");
-        let fds = fs::read_dir("/proc/self/fd").unwrap().count();
-        Self { fds, threads: names.filter(ours).count() }
-    }
-}
-
-fn resident_kib() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 struct Guest {
@@ -108,8 +84,7 @@ fn survives(case: &str, times: u32, engine: EngineKind) {
     let mut most = Holdings::now();
     let ended = || hostile.running.timeline().at(Milestone::Ended).is_some();
     while !ended() {
-        let now = Holdings::now();
-        most = Holdings { fds: most.fds.max(now.fds), threads: most.threads.max(now.threads) };
+        most = most.max(Holdings::now());
         thread::sleep(Duration::from_millis(5)); // Samples often enough, and leaves the CPUs to the guests.
     }
     hostile.ends_well();

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod disks;
+pub(crate) mod holdings;
 
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
