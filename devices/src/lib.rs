@@ -9,6 +9,7 @@
 //! | [`serial`] | the 16550A UART of COM1, with bounded buffers towards the host |
 //! | [`power`] | ACPI sleep and reset registers, i8042 reset, exit port |
 //! | [`boot_mark`] | a port that stamps the time line of a boot |
+//! | [`io_apic`] | the interrupt controller between the devices and the processors |
 //! | [`virtio`] | the virtio MMIO transport, its queues, and the devices on it |
 #![deny(unsafe_code)] // Allowed in files named `sys`, and in the one of io_uring.
 #![warn(missing_docs, clippy::arithmetic_side_effects)]
@@ -17,6 +18,7 @@
 pub mod boot_mark;
 mod bus;
 mod interrupt;
+pub mod io_apic;
 pub mod power;
 pub mod serial;
 mod sys;

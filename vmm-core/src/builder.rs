@@ -222,10 +222,10 @@ impl VmBuilder {
         }
         let memory = self.blueprint.memory_backing.map(&ranges)?;
         let space = GuestSpace { memory, shared: SharedRegions::map(shared)?, ranges };
-        let slots =
-            virtio_slots::place(devices, &space.memory).map_err(BuildError::VirtioDevice)?;
+        let lines = Lines::new(self.blueprint.acpi).map_err(KvmError::EventFd)?;
+        let slots = virtio_slots::place(devices, &space.memory, &lines.controllers)
+            .map_err(BuildError::VirtioDevice)?;
         recorder.record(Milestone::MemoryMapped);
-        let lines = Lines::new().map_err(KvmError::EventFd)?;
         let record = |milestone| recorder.record(milestone);
         let hardware = self.blueprint.boot(&space, &slots, &lines, record)?;
         let control = Arc::new(Control::new(count, recorder).map_err(KvmError::EventFd)?);
@@ -426,7 +426,7 @@ impl fmt::Debug for Devices {
 
 /// KVM's part of a machine.
 pub(crate) struct Hardware {
-    pub(crate) vm: VmFd,
+    pub(crate) vm: Arc<VmFd>,
     pub(crate) vcpus: Vec<VcpuFd>,
     address_bits: u32,
 }
@@ -444,16 +444,16 @@ impl Hardware {
         if u32::from(count) > limit {
             return Err(BuildError::Vcpus { requested: u32::from(count), limit });
         }
-        let vm = create_vm(&kvm)?;
-        // Memory before the irqchip: the other way round, the slot waits for an RCU grace period that the
+        let vm = Arc::new(create_vm(&kvm)?);
+        // Memory before KVM's irqchip: the other way round, the slot waits for an RCU grace period that the
         // irqchip's routing has begun, milliseconds on an idle host.
         add_memory(&vm, &space.memory)?;
         add_shared_regions(&kvm, &vm, space.memory.num_regions(), &space.shared)?;
-        x86_64::create_irqchip(&vm, !acpi)?;
+        lines.controllers.create(&vm)?;
         let template = VcpuTemplate::new(&kvm, count, !acpi)?;
         let vcpus = (0..count).map(|index| create_vcpu(&vm, &template, index));
         let vcpus = vcpus.collect::<Result<_, _>>()?;
-        x86_64::connect_interrupt(&vm, &lines.serial, SerialPort::COM1_IRQ)?;
+        lines.serial.connect(&vm)?;
         slots.iter().try_for_each(|slot| slot.connect(&vm))?;
         let address_bits = template.physical_address_bits();
         Ok(Self { vm, vcpus, address_bits })

@@ -124,11 +124,13 @@ impl KvmReport {
 }
 
 /// Name, capability, and whether a machine cannot do without.
-const CAPABILITIES: [(&str, Cap, bool); 11] = [
+const CAPABILITIES: [(&str, Cap, bool); 13] = [
     ("KVM_CAP_IRQCHIP", Cap::Irqchip, true),
     ("KVM_CAP_USER_MEMORY", Cap::UserMemory, true),
     ("KVM_CAP_SET_TSS_ADDR", Cap::SetTssAddr, true),
     ("KVM_CAP_EXT_CPUID", Cap::ExtCpuid, true),
+    ("KVM_CAP_SPLIT_IRQCHIP", Cap::SplitIrqchip, true),
+    ("KVM_CAP_SIGNAL_MSI", Cap::SignalMsi, true),
     ("KVM_CAP_IRQFD", Cap::Irqfd, true),
     ("KVM_CAP_IOEVENTFD", Cap::Ioeventfd, true),
     ("KVM_CAP_IMMEDIATE_EXIT", Cap::ImmediateExit, true),

@@ -4,12 +4,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{VcpuFd, VmFd};
 use sparkler_devices::boot_mark::{BOOT_MARK_PORT, BootMark};
+use sparkler_devices::io_apic::IoApic;
 use sparkler_devices::power::{self, AcpiRegisters, ExitPort, I8042, PowerEvent};
 use sparkler_devices::serial::{OutputBuffer, SerialPort};
-use sparkler_devices::{Bus, BusDevice, BusError};
+use sparkler_devices::{Bus, BusDevice, BusError, Interrupt};
+use sparkler_loader::layout;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::arch::x86_64::{Interrupts, Line};
 use crate::builder::{Blueprint, Hardware};
 use crate::console::InputSpace;
 use crate::control::Control;
@@ -29,22 +31,25 @@ pub(crate) struct Machine {
     /// Each is locked by its thread, but for when the thread is parked.
     pub(crate) vcpus: Vec<Mutex<Option<VcpuFd>>>,
     // KVM maps guest memory by its address in this process. The VM goes first, then the memory.
-    pub(crate) vm: Mutex<Option<VmFd>>,
+    pub(crate) vm: Mutex<Option<Arc<VmFd>>>,
     pub(crate) space: GuestSpace,
     pub(crate) lines: Lines,
     /// If it may be started anew.
     pub(crate) blueprint: Option<Blueprint>,
 }
 
-/// The interrupts of devices at fixed ports.
+/// The interrupt controllers, and what is connected to them for good.
 #[derive(Debug)]
 pub(crate) struct Lines {
-    pub(crate) serial: Arc<EventFd>,
+    pub(crate) controllers: Interrupts,
+    pub(crate) serial: Line,
 }
 
 impl Lines {
-    pub(crate) fn new() -> std::io::Result<Self> {
-        Ok(Self { serial: Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?) })
+    pub(crate) fn new(acpi: bool) -> std::io::Result<Self> {
+        let controllers = Interrupts::new(acpi);
+        let serial = controllers.line(SerialPort::COM1_IRQ)?;
+        Ok(Self { controllers, serial })
     }
 }
 
@@ -67,6 +72,9 @@ impl Machine {
         blueprint: Option<Blueprint>,
     ) -> Result<Self, BusError> {
         let mut mmio = Bus::new();
+        if let Some(device) = lines.controllers.device() {
+            mmio.insert(layout::IOAPIC.0, IoApic::LENGTH, device)?;
+        }
         for window in space.shared.iter() {
             let Range { start, end } = window.range;
             let length = end.saturating_sub(start);
@@ -124,7 +132,7 @@ pub(crate) struct SerialConsole {
 impl SerialConsole {
     /// A UART that raises `interrupt`. Without a console (`connected`), what it prints goes nowhere.
     pub(crate) fn new(
-        interrupt: Arc<EventFd>,
+        interrupt: impl Interrupt + 'static,
         connected: bool,
         capacity: usize,
     ) -> std::io::Result<Self> {

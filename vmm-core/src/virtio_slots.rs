@@ -10,10 +10,9 @@ use sparkler_devices::virtio::{MmioTransport, VirtioDevice};
 use sparkler_devices::{Bus, BusError};
 use sparkler_loader::acpi::VirtioMmio;
 use vm_memory::GuestMemoryMmap;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::RunError;
-use crate::arch::x86_64;
+use crate::arch::x86_64::{Interrupts, Line};
 use crate::control::Control;
 use crate::error::KvmError;
 use crate::placement::Threads;
@@ -28,7 +27,7 @@ const LAST_GSI: u32 = 23;
 #[derive(Debug)]
 pub(crate) struct Slot {
     transport: Arc<MmioTransport>,
-    interrupt: Arc<EventFd>,
+    line: Line,
     place: VirtioMmio,
 }
 
@@ -36,17 +35,18 @@ pub(crate) struct Slot {
 pub(crate) fn place(
     devices: Vec<Box<dyn VirtioDevice>>,
     memory: &GuestMemoryMmap,
+    lines: &Interrupts,
 ) -> io::Result<Vec<Slot>> {
     let addresses =
         (FIRST_WINDOW..).step_by(usize::try_from(MmioTransport::SIZE).unwrap_or(0x1000));
     let interrupts = (FIRST_GSI..=LAST_GSI).cycle();
     let places = addresses.zip(interrupts);
     let slots = devices.into_iter().zip(places).map(|(device, (address, gsi))| {
-        let interrupt = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
-        let line = Box::new(Arc::clone(&interrupt));
-        let transport = Arc::new(MmioTransport::new(device, memory.clone(), line)?);
+        let line = lines.line(gsi)?;
+        let interrupt = Box::new(line.clone());
+        let transport = Arc::new(MmioTransport::new(device, memory.clone(), interrupt)?);
         let size = u32::try_from(MmioTransport::SIZE).unwrap_or(0x1000);
-        Ok(Slot { transport, interrupt, place: VirtioMmio { address, size, gsi } })
+        Ok(Slot { transport, line, place: VirtioMmio { address, size, gsi } })
     });
     slots.collect()
 }
@@ -78,13 +78,13 @@ impl Slot {
         format!("virtio_mmio.device={size}@{address:#x}:{gsi}")
     }
 
-    /// Notifications and interrupts go through KVM directly, without leaving the kernel.
+    /// Notifications go through KVM to the device's thread, without leaving the kernel.
     pub(crate) fn connect(&self, vm: &VmFd) -> Result<(), KvmError> {
         let notify = self.place.address.saturating_add(MmioTransport::QUEUE_NOTIFY);
         // One descriptor for all queues: whatever value is written there.
         vm.register_ioevent(self.transport.notify_fd(), &IoEventAddress::Mmio(notify), NoDatamatch)
             .map_err(KvmError::ioctl("KVM_IOEVENTFD"))?;
-        x86_64::connect_interrupt(vm, &self.interrupt, self.place.gsi)
+        self.line.connect(vm)
     }
 }
 
@@ -184,7 +184,7 @@ mod tests {
         let a = Twin { tell: tell_b, told: told_a, ended: ended.clone() };
         let b = Twin { tell: tell_a, told: told_b, ended };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
-        let slots = place(vec![Box::new(a), Box::new(b)], &memory).unwrap();
+        let slots = place(vec![Box::new(a), Box::new(b)], &memory, &Interrupts::new(true)).unwrap();
         let transports = Transports::insert(slots, &mut Bus::new()).unwrap();
         // Status, features (only VERSION_1), status (virtio 1.2, 3.1.1 and 4.2.2).
         for (register, value) in

@@ -100,7 +100,7 @@ fn a_shared_bzimage_is_unpacked_once_and_keeps_its_header() {
 }
 
 #[test]
-fn a_file_is_mapped_only_on_demand_and_a_sealed_one_always() {
+fn a_file_is_mapped_only_on_demand() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("vmlinux");
     fs::write(&path, elf().build()).unwrap();

@@ -6,7 +6,6 @@ use crate::error::KvmError;
 /// Byte offsets of the local vector table entries in the APIC's register page.
 const LVT_LINT0: usize = 0x350;
 const LVT_LINT1: usize = 0x360;
-const MASKED: u32 = 1 << 16;
 const DELIVERY_MODE_NMI: u32 = 0b100 << 8;
 const DELIVERY_MODE_EXTINT: u32 = 0b111 << 8;
 
@@ -16,14 +15,6 @@ pub(super) fn set_virtual_wire(vcpu: &VcpuFd) -> Result<(), KvmError> {
     let mut apic = vcpu.get_lapic().map_err(KvmError::ioctl("KVM_GET_LAPIC"))?;
     set_register(&mut apic, LVT_LINT0, DELIVERY_MODE_EXTINT);
     set_register(&mut apic, LVT_LINT1, DELIVERY_MODE_NMI);
-    vcpu.set_lapic(&apic).map_err(KvmError::ioctl("KVM_SET_LAPIC"))
-}
-
-/// For a machine whose kernel uses the IOAPIC only: KVM resets the boot processor with LINT0 open, and a
-/// kernel that never sets up the legacy controller would take its interrupts for exceptions.
-pub(super) fn mask_legacy_interrupts(vcpu: &VcpuFd) -> Result<(), KvmError> {
-    let mut apic = vcpu.get_lapic().map_err(KvmError::ioctl("KVM_GET_LAPIC"))?;
-    set_register(&mut apic, LVT_LINT0, MASKED | DELIVERY_MODE_EXTINT);
     vcpu.set_lapic(&apic).map_err(KvmError::ioctl("KVM_SET_LAPIC"))
 }
 

@@ -2,39 +2,18 @@
 
 mod boot_state;
 mod cpuid;
+mod interrupts;
 mod local_apic;
 mod msr;
 mod supported_cpuid;
 
-use kvm_bindings::{CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_bindings::CpuId;
+use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use sparkler_loader::Entry;
-use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use self::boot_state::{write_page_tables, write_reset_vector};
+pub(crate) use self::interrupts::{Interrupts, Line};
 use crate::error::KvmError;
-
-/// Where KVM may keep three pages of its own (Intel without "unrestricted guest"): in the hole, out of
-/// the way of everything else.
-const KVM_TSS: usize = 0xfffb_d000;
-
-/// The interrupt controllers and, for kernels that have no better timer, the PIT. They must be there
-/// before the first vCPU.
-pub(crate) fn create_irqchip(vm: &VmFd, with_pit: bool) -> Result<(), KvmError> {
-    vm.set_tss_address(KVM_TSS).map_err(KvmError::ioctl("KVM_SET_TSS_ADDR"))?;
-    vm.create_irq_chip().map_err(KvmError::ioctl("KVM_CREATE_IRQCHIP"))?;
-    if with_pit {
-        // Port 0x61 answers as if there were a speaker: kernels calibrate their clock through it.
-        let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        vm.create_pit2(config).map_err(KvmError::ioctl("KVM_CREATE_PIT2"))?;
-    }
-    Ok(())
-}
-
-/// Connects `interrupt` to input `gsi` of the interrupt controllers.
-pub(crate) fn connect_interrupt(vm: &VmFd, interrupt: &EventFd, gsi: u32) -> Result<(), KvmError> {
-    vm.register_irqfd(interrupt, gsi).map_err(KvmError::ioctl("KVM_IRQFD"))
-}
 
 /// What all vCPUs of a machine have in common.
 pub(crate) struct VcpuTemplate {
@@ -65,12 +44,7 @@ impl VcpuTemplate {
             .ok_or(KvmError::CpuidTooLong)?;
         vcpu.set_cpuid2(&cpuid).map_err(KvmError::ioctl("KVM_SET_CPUID2"))?;
         msr::set_up(vcpu)?;
-        if self.virtual_wire {
-            local_apic::set_virtual_wire(vcpu)?;
-        } else if index == 0 {
-            local_apic::mask_legacy_interrupts(vcpu)?;
-        }
-        Ok(())
+        if self.virtual_wire { local_apic::set_virtual_wire(vcpu) } else { Ok(()) }
     }
 }
 
