@@ -230,13 +230,14 @@ impl Elf {
         image: &Image,
         memory: &M,
         pages: Option<&dyn MapPages>,
+        may_map: bool,
     ) -> Result<(), ElfError> {
         for segment in &self.segments {
             segment.check_memory(memory)?;
         }
         for segment in &self.segments {
             segment
-                .load(image, memory, pages)
+                .load(image, memory, pages, may_map)
                 .map_err(|source| ElfError::Read { what: "a segment", source })?;
         }
         Ok(())
@@ -265,26 +266,27 @@ impl Segment {
         Ok(Self { number, offset: p_offset, file_size: p_filesz, start: p_paddr, end })
     }
 
-    /// Maps the segment's whole pages if it can be, and copies the rest.
+    /// Maps the segment's whole pages if that can be done, and copies the rest.
     fn load<M: GuestMemoryBackend>(
         &self,
         image: &Image,
         memory: &M,
         pages: Option<&dyn MapPages>,
+        may_map: bool,
     ) -> io::Result<()> {
         let end = self.start.saturating_add(self.file_size);
+        let Some(pages) = pages else { return self.copy(image, memory, self.start, end) };
         let (first, last) = (self.start.next_multiple_of(PAGE), end & !(PAGE - 1));
         let aligned = self.start % PAGE == self.offset % PAGE;
-        let worth_it = first < last && last - first >= LEAST_MAPPED;
-        let (Some(pages), true) = (pages, aligned && worth_it) else {
-            return self.copy(image, memory, self.start, end);
-        };
-        let offset = self.offset.saturating_add(first - self.start);
-        if !image.map_to(offset, last - first, pages, GuestAddress(first))? {
-            return self.copy(image, memory, self.start, end);
+        if may_map && aligned && last.saturating_sub(first) >= LEAST_MAPPED {
+            let offset = self.offset.saturating_add(first - self.start);
+            if image.map_to(offset, last - first, pages, GuestAddress(first))? {
+                self.copy(image, memory, self.start, first)?;
+                return self.copy(image, memory, last, end);
+            }
         }
-        self.copy(image, memory, self.start, first)?;
-        self.copy(image, memory, last, end)
+        pages.will_fill(GuestAddress(self.start), self.file_size);
+        self.copy(image, memory, self.start, end)
     }
 
     /// Copies what belongs to `start..end` in guest memory.

@@ -147,7 +147,7 @@ impl Kernel {
         self.load_with(memory, config, None)
     }
 
-    /// As [`load`](Self::load), with `pages` to map what can be mapped.
+    /// As [`load`](Self::load), with `pages` to prepare guest memory, and to map what can be mapped.
     ///
     /// # Errors
     ///
@@ -158,20 +158,19 @@ impl Kernel {
         config: &BootConfig<'_>,
         pages: Option<&dyn MapPages>,
     ) -> Result<Entry, LoadError> {
-        let pages = pages.filter(|_| self.may_be_mapped());
         match (self.unpacked_from, self.format()?) {
             (Some(bzimage), _) => self.load_unpacked(&bzimage, &self.image, memory, config, pages),
             (None, Format::BzImage) => {
                 let (bzimage, elf) = self.unpack(e820::end_of_low_memory(memory))?;
                 let unpacked = Image::bytes(elf.into());
-                self.load_unpacked(&bzimage, &unpacked, memory, config, None)
+                self.load_unpacked(&bzimage, &unpacked, memory, config, pages)
             }
             (None, Format::Elf) => {
                 let error = |source| LoadError::Elf { image: self.image.name().clone(), source };
                 let elf = Elf::parse(&self.image).map_err(error)?;
                 let entry = elf.entry(self.protocol).map_err(error)?;
                 let info = BootInfo::new(memory, config, elf.end(), u64::MAX)?;
-                elf.load(&self.image, memory, pages).map_err(error)?;
+                elf.load(&self.image, memory, pages, self.may_be_mapped()).map_err(error)?;
                 info.write(memory, config, entry, None)
             }
         }
@@ -205,7 +204,7 @@ impl Kernel {
         let entry = elf.entry(self.protocol).map_err(error)?;
         let end = elf.end().max(bzimage.init_end());
         let info = BootInfo::new(memory, config, end, bzimage.initrd_limit())?;
-        elf.load(unpacked, memory, pages).map_err(error)?;
+        elf.load(unpacked, memory, pages, unpacked.is_sealed()).map_err(error)?;
         info.write(memory, config, entry, Some(bzimage.header()))
     }
 

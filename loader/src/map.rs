@@ -6,11 +6,17 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
 
 use vm_memory::GuestAddress;
 
-/// Puts pages of a file into guest memory without copying them, so that all machines that only read a page
-/// have it in common.
-///
-/// The loader itself knows of guest memory no more than how to write to it; whoever mapped it can do this.
+/// What the loader, which knows of guest memory no more than how to write to it, asks of whoever mapped it.
 pub trait MapPages {
+    /// All of the `length` bytes from `address` on are about to be written: time for huge pages, if they
+    /// are to be had.
+    fn will_fill(&self, address: GuestAddress, length: u64) {
+        let _ = (address, length);
+    }
+
+    /// Puts pages of a file into guest memory without copying them, so that all machines that only read a
+    /// page have it in common.
+    ///
     /// Makes the `length` bytes of guest memory from `address` on what `file` has at `offset`, privately:
     /// what is written there later is seen in this memory alone. All three numbers are multiples of
     /// 4 KiB, and the range is within guest memory. `Ok(false)` if this memory cannot be mapped

@@ -5,10 +5,33 @@ use sparkler_loader::MapPages;
 use vm_memory::GuestRegionMmap;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
+const HUGE_PAGE: usize = 2 << 20;
+
 /// Guest memory that parts of a kernel's file can be mapped over, while no vCPU runs.
 pub(crate) struct KernelPages<'a>(pub(crate) &'a GuestMemoryMmap);
 
 impl MapPages for KernelPages<'_> {
+    /// Huge pages where whole ones are filled: they cost no memory that would not be taken anyway, and
+    /// save the 512 page faults of each.
+    fn will_fill(&self, address: GuestAddress, length: u64) {
+        let Some((region, start)) = self.0.to_region_addr(address) else { return };
+        let room = region.len().saturating_sub(start.0);
+        let Ok(length) = usize::try_from(length.min(room)) else { return };
+        if let (true, Ok(place)) = (is_plain(region), region.get_host_address(start)) {
+            let head = place.align_offset(HUGE_PAGE).min(length);
+            let whole = (length - head) & !(HUGE_PAGE - 1);
+            // SAFETY: `head` and `whole` together are no more than `length`, which ends within the region.
+            // The advice changes nothing in what is found there.
+            let advised = whole == 0
+                || unsafe {
+                    libc::madvise(place.add(head).cast(), whole, libc::MADV_HUGEPAGE) == 0
+                };
+            if !advised {
+                log::debug!("madvise(MADV_HUGEPAGE): {}", io::Error::last_os_error());
+            }
+        }
+    }
+
     fn map(
         &self,
         file: BorrowedFd<'_>,
