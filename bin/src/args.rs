@@ -8,6 +8,7 @@ use clap::{
 };
 
 use crate::affinity::AffinityArg;
+use crate::cpuid::TemplateArg;
 use crate::disk::DiskArg;
 use crate::memory::MemoryArg;
 use crate::net::NetArg;
@@ -141,6 +142,13 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "N", allow_hyphen_values = true, help_heading = "Machine")]
     pub(crate) nice: Option<i32>,
 
+    /// Processor that the guest sees: the host's, or what its vendor's servers have in common
+    ///
+    /// With baseline, a machine looks the same on hosts of several generations. `sparkler check
+    /// --cpuid --cpu-template baseline` says whether this host has all of it.
+    #[arg(long, value_name = "NAME", value_enum, default_value_t, help_heading = "Machine")]
+    pub(crate) cpu_template: TemplateArg,
+
     /// Name the machine's threads TEXT/vcpu-0 and so on; up to 7 characters
     #[arg(long, value_name = "TEXT", help_heading = "Machine")]
     pub(crate) thread_prefix: Option<String>,
@@ -206,6 +214,17 @@ pub(crate) struct CheckArgs {
     /// Print the findings as one JSON object instead
     #[arg(long)]
     pub(crate) json: bool,
+
+    /// Print what CPUID says to a guest here, instead
+    ///
+    /// One line for each leaf and subleaf. The exit code is 0 if this host has all of the template,
+    /// 1 if not; what is missing is printed after the leaves.
+    #[arg(long)]
+    pub(crate) cpuid: bool,
+
+    /// With --cpuid: the template that the guest has
+    #[arg(long, value_name = "NAME", value_enum, default_value_t, requires = "cpuid")]
+    pub(crate) cpu_template: TemplateArg,
 }
 
 /// Print a completion script for a shell

@@ -9,11 +9,12 @@ use sparkler::{
 use crate::{
     args::CheckArgs,
     built_in::{Done, Job},
+    cpuid,
     report::{Failure, chain, print},
 };
 
 /// Exit code: this host is not fit.
-const UNFIT: u8 = 1;
+pub(crate) const UNFIT: u8 = 1;
 
 /// The answer to one question about the host.
 struct Finding {
@@ -24,6 +25,9 @@ struct Finding {
 }
 
 pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
+    if args.cpuid {
+        return cpuid::show(args.cpu_template, args.json);
+    }
     let host = HostReport::probe();
     let mut findings = look(&host);
     let speed =

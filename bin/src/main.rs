@@ -7,6 +7,7 @@ mod args;
 mod built_in;
 mod check;
 mod console;
+mod cpuid;
 mod demo;
 mod disk;
 mod ending;

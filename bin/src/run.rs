@@ -74,6 +74,7 @@ fn builder(args: &RunArgs) -> Result<VmBuilder, Failure> {
         .memory(args.memory.size())
         .memory_backing(args.memory.backing().map_err(Failure::refused)?)
         .placement(placement(args))
+        .cpu_template(args.cpu_template.into())
         .cmdline(args.cmdline.as_str())
         .acpi(!args.no_acpi)
         .kernel(kernel);

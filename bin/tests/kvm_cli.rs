@@ -50,6 +50,28 @@ fn check_agrees_with_itself() {
 
 #[test]
 #[ignore = "needs /dev/kvm"]
+fn check_prints_what_cpuid_says_to_a_guest() {
+    let text = run(sparkler(["check", "--cpuid"]));
+    assert_eq!((text.code, text.stderr.as_str()), (Some(0), ""), "{text:?}");
+    assert!(text.stdout.starts_with("0x00000000 0x00: eax=0x"), "{text:?}");
+    // "KVMKVMKVM"
+    let kvm = "0x40000000 0x00: eax=0x40000001 ebx=0x4b4d564b ecx=0x564b4d56 edx=0x0000004d";
+    assert!(text.stdout.lines().any(|line| line == kvm), "{text:?}");
+    let baseline = ["check", "--cpuid", "--cpu-template", "baseline"];
+    let text = run(sparkler(baseline));
+    let json = run(sparkler(baseline.into_iter().chain(["--json"])));
+    let report: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();
+    let missing = report["missing"].as_array().unwrap().len();
+    assert_eq!((text.code, json.code), (Some(i32::from(missing > 0)), text.code), "{report}");
+    let lines = report["cpuid"].as_array().unwrap().len() + missing;
+    assert_eq!(text.stdout.lines().count(), lines, "{text:?}");
+
+    let ended = run_guest("code=4", &["--cpu-template", "baseline"]);
+    assert_eq!(ended.code, Some(4), "{ended:?}");
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
 fn the_exit_code_is_the_guests() {
     for code in [0, 1, 2, 42, 126, 255] {
         let ended = run_guest(&format!("code={code}"), &["--json"]);

@@ -15,6 +15,7 @@ use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::arch::x86_64::{self, VcpuTemplate};
 use crate::control::Control;
+use crate::cpu::{CpuModel, CpuTemplate, CpuidEntry};
 use crate::error::KvmError;
 use crate::machine::{GuestSpace, Lines, Machine, SerialConsole, ports};
 use crate::memory::{Ranges, RegionKind, SharedRegions};
@@ -54,6 +55,7 @@ pub(crate) struct Blueprint {
     vcpus: u32,
     memory: MemorySize,
     memory_backing: MemoryBacking,
+    cpu: CpuModel,
     kernel: Option<Kernel>,
     initrd: Option<Initrd>,
     cmdline: String,
@@ -71,6 +73,7 @@ impl VmBuilder {
             vcpus: 1,
             memory: MemorySize::mib(256),
             memory_backing: MemoryBacking::default(),
+            cpu: CpuModel::default(),
             kernel: None,
             initrd: None,
             cmdline: String::new(),
@@ -123,6 +126,30 @@ impl VmBuilder {
     /// On which of the host's CPUs the machine's threads run, and how.
     pub fn placement(mut self, placement: Placement) -> Self {
         self.placement = placement;
+        self
+    }
+
+    /// Which processor the guest sees: the host's (the default), or a template that hides what differs
+    /// between generations of processors.
+    pub fn cpu_template(mut self, template: CpuTemplate) -> Self {
+        self.blueprint.cpu.template = template;
+        self
+    }
+
+    /// Has `edit` see and change what CPUID says, after all else: once for each vCPU, with its index. What
+    /// KVM cannot do does not come true by being said here.
+    pub fn cpuid(
+        mut self,
+        edit: impl Fn(u8, &mut Vec<CpuidEntry>) + Send + Sync + 'static,
+    ) -> Self {
+        self.blueprint.cpu.hook = Some(Box::new(edit));
+        self
+    }
+
+    /// Whether the guest is denied the model-specific registers that tell of the host,
+    /// [`DENIED_MSRS`](crate::cpu::DENIED_MSRS), as far as KVM can deny them (the default).
+    pub fn msr_filter(mut self, on: bool) -> Self {
+        self.blueprint.cpu.msr_filter = on;
         self
     }
 
@@ -294,7 +321,7 @@ impl Blueprint {
             entry
         };
         let create = || {
-            let hardware = Hardware::create(space, count, slots, lines, self.acpi);
+            let hardware = Hardware::create(space, (count, &self.cpu), slots, lines, self.acpi);
             record(Milestone::KvmReady);
             hardware
         };
@@ -434,7 +461,7 @@ pub(crate) struct Hardware {
 impl Hardware {
     fn create(
         space: &GuestSpace,
-        count: u8,
+        (count, cpu): (u8, &CpuModel),
         slots: &[Slot],
         lines: &Lines,
         acpi: bool,
@@ -449,8 +476,11 @@ impl Hardware {
         // irqchip's routing has begun, milliseconds on an idle host.
         add_memory(&vm, &space.memory)?;
         add_shared_regions(&kvm, &vm, space.memory.num_regions(), &space.shared)?;
+        if cpu.msr_filter {
+            x86_64::deny_msrs(&kvm, &vm)?;
+        }
         lines.controllers.create(&vm)?;
-        let template = VcpuTemplate::new(&kvm, count, !acpi)?;
+        let template = VcpuTemplate::new(&kvm, count, !acpi, cpu)?;
         let vcpus = (0..count).map(|index| create_vcpu(&vm, &template, index));
         let vcpus = vcpus.collect::<Result<_, _>>()?;
         lines.serial.connect(&vm)?;
@@ -470,7 +500,7 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd, KvmError> {
     }
 }
 
-fn create_vcpu(vm: &VmFd, template: &VcpuTemplate, index: u8) -> Result<VcpuFd, KvmError> {
+fn create_vcpu(vm: &VmFd, template: &VcpuTemplate<'_>, index: u8) -> Result<VcpuFd, KvmError> {
     let vcpu = vm.create_vcpu(u64::from(index)).map_err(KvmError::ioctl("KVM_CREATE_VCPU"))?;
     template.set_up(&vcpu, index)?;
     signal::unblock_kick_in_guest(&vcpu).map_err(KvmError::ioctl("KVM_SET_SIGNAL_MASK"))?;

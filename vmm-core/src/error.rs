@@ -7,6 +7,7 @@ use sparkler_loader::{CmdlineError, LoadError};
 use thiserror::Error;
 use vmm_sys_util::errno;
 
+use crate::cpu::CpuTemplateError;
 use crate::{MemoryError, MemorySize, PlacementError, RestartError};
 
 /// Why [`VmBuilder::build`](crate::VmBuilder::build) made no machine.
@@ -83,6 +84,9 @@ pub enum BuildError {
     /// Two devices want the same addresses.
     #[error("cannot place a device")]
     Device(#[from] BusError),
+    /// The CPU template is not for this host's processor.
+    #[error(transparent)]
+    CpuTemplate(#[from] CpuTemplateError),
     /// KVM is not there, not permitted, or refused something.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -113,8 +117,9 @@ pub enum KvmError {
     /// The kernel's KVM lacks something.
     #[error("this host's KVM lacks {0}; a newer or fuller kernel has it")]
     Capability(&'static str),
-    /// The list of CPUID leaves that this host's KVM supports leaves no room for those of the topology.
-    #[error("this host's KVM supports too many CPUID leaves")]
+    /// There are more CPUID leaves than KVM takes: those of the host with those of the topology, or what
+    /// [`VmBuilder::cpuid`](crate::VmBuilder::cpuid) made of them.
+    #[error("there are too many CPUID leaves: KVM takes 256")]
     CpuidTooLong,
     /// An ioctl failed.
     #[error("{call} failed")]

@@ -124,7 +124,7 @@ impl KvmReport {
 }
 
 /// Name, capability, and whether a machine cannot do without.
-const CAPABILITIES: [(&str, Cap, bool); 13] = [
+const CAPABILITIES: [(&str, Cap, bool); 14] = [
     ("KVM_CAP_IRQCHIP", Cap::Irqchip, true),
     ("KVM_CAP_USER_MEMORY", Cap::UserMemory, true),
     ("KVM_CAP_SET_TSS_ADDR", Cap::SetTssAddr, true),
@@ -137,6 +137,7 @@ const CAPABILITIES: [(&str, Cap, bool); 13] = [
     ("KVM_CAP_PIT2", Cap::Pit2, false),
     ("KVM_CAP_TSC_DEADLINE_TIMER", Cap::TscDeadlineTimer, false),
     ("KVM_CAP_ADJUST_CLOCK", Cap::AdjustClock, false),
+    ("KVM_CAP_X86_MSR_FILTER", Cap::X86MsrFilter, false),
     ("KVM_CAP_GET_TSC_KHZ", Cap::GetTscKhz, false),
 ];
 

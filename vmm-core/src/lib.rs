@@ -5,6 +5,7 @@ mod arch;
 mod builder;
 mod console;
 mod control;
+pub mod cpu;
 mod error;
 mod handle;
 pub mod host;

@@ -4,6 +4,7 @@
 
 mod common;
 
+use sparkler::cpu::CpuTemplate;
 use sparkler::{
     Initrd, Kernel, MemorySize, Milestone, Outcome, Protocol, RunningVm, Vm, VmBuilder,
 };
@@ -36,6 +37,20 @@ fn four_vcpus_boot_to_user_space_and_exit_with_a_code() {
     // Init's first act.
     assert!(running.timeline().at(Milestone::Mark(100)).is_some());
     assert_eq!(running.stats().console_output_dropped, 0);
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn the_baseline_template_boots_and_no_register_is_missed() {
+    let (outcome, text, _) = run(linux("exit=5").vcpus(2).cpu_template(CpuTemplate::Baseline));
+    assert_eq!(outcome, Outcome::Exited(5), "{text}");
+    assert!(text.contains("(Sparkler baseline)"), "{text}");
+    let (outcome, with_host, _) = run(linux("exit=6"));
+    assert_eq!(outcome, Outcome::Exited(6), "{with_host}");
+    // What a kernel says when it uses a register that is not there without being prepared for that.
+    for text in [text, with_host] {
+        assert!(!text.contains("unchecked MSR"), "{text}");
+    }
 }
 
 #[test]
