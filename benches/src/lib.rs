@@ -4,3 +4,8 @@ pub mod floor;
 mod large_kernel;
 
 pub use large_kernel::large_kernel;
+
+/// The lines in the workspace's README compile. Here, because a published package has no such file.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct WorkspaceReadme;

@@ -27,3 +27,8 @@ pub mod virtio;
 pub use bus::{Bus, BusDevice, BusError};
 pub use interrupt::Interrupt;
 pub use power::{PowerEvent, PowerSink};
+
+/// Guest memory and its addresses.
+pub use vm_memory;
+/// Something that becomes readable when it is told to: an [`Interrupt`], or a notification to a device.
+pub use vmm_sys_util::eventfd::EventFd;

@@ -29,3 +29,6 @@ pub use image::{ImageError, ImageName};
 pub use initrd::Initrd;
 pub use kernel::{BootConfig, Entry, Kernel, Protocol};
 pub use map::MapPages;
+
+/// Guest memory and its addresses.
+pub use vm_memory;

@@ -27,7 +27,24 @@ pub mod virtio {
     pub use sparkler_devices::virtio::*;
 }
 
+/// The causes that a [`LoadError`] or a [`BuildError`] names.
+pub mod loader {
+    pub use sparkler_loader::acpi::AcpiError;
+    pub use sparkler_loader::mptable::MpTableError;
+    pub use sparkler_loader::{BzImageError, Compression, ElfError, ImageName};
+}
+
+/// The built-in guest, with the feature `guest`.
+#[cfg(feature = "guest")]
+pub use sparkler_guest as guest;
+
+pub use sparkler_devices::BusError;
 pub use sparkler_loader::{Cmdline, CmdlineError, ImageError, Initrd, Kernel, LoadError, Protocol};
+
+/// Guest memory and its addresses, as virtio devices and some errors have them.
+pub use vm_memory;
+/// What the host's kernel answered to a system call: the number and its meaning.
+pub use vmm_sys_util::errno::Error as OsError;
 
 pub use crate::builder::VmBuilder;
 pub use crate::console::Console;
@@ -43,8 +60,3 @@ pub use crate::restart::{ResetAction, RestartError};
 pub use crate::running::{RunningVm, Stats};
 pub use crate::timeline::{Event, Milestone, Timeline};
 pub use crate::vm::Vm;
-
-/// The lines in the workspace's README compile.
-#[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
-struct WorkspaceReadme;
