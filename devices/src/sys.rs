@@ -22,17 +22,17 @@ pub(crate) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
 pub(crate) struct Poller(Vec<libc::pollfd>);
 
 impl Poller {
-    /// Blocks until one of `fds` is readable (or in error, or hung up), `timeout` has passed, or a
-    /// signal came.
+    /// Blocks until one of `fds` is ready (or in error, or hung up), `timeout` has passed, or a signal
+    /// came.
     pub(crate) fn wait<'fd>(
         &mut self,
-        fds: impl IntoIterator<Item = BorrowedFd<'fd>>,
+        fds: impl IntoIterator<Item = Interest<'fd>>,
         timeout: Option<Duration>,
     ) -> io::Result<()> {
         self.0.clear();
-        self.0.extend(fds.into_iter().map(|fd| libc::pollfd {
+        self.0.extend(fds.into_iter().map(|Interest { fd, read, write }| libc::pollfd {
             fd: fd.as_raw_fd(),
-            events: libc::POLLIN,
+            events: if read { libc::POLLIN } else { 0 } | if write { libc::POLLOUT } else { 0 },
             revents: 0,
         }));
         let count = libc::nfds_t::try_from(self.0.len()).map_err(io::Error::other)?;
@@ -43,13 +43,41 @@ impl Poller {
         let timeout = timeout.as_ref().map_or(ptr::null(), ptr::from_ref);
         // SAFETY: the table holds `count` entries; timeout and signal mask are null or valid for reads.
         let result = unsafe { libc::ppoll(self.0.as_mut_ptr(), count, timeout, ptr::null()) };
-        match result {
-            0.. => Ok(()),
-            _ => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-                error => Err(error),
-            },
+        if result >= 0 {
+            return Ok(());
         }
+        let error = io::Error::last_os_error();
+        self.clear(); // Nothing was looked at.
+        if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
+    }
+
+    /// Whether the descriptor that was number `index` of the last [`wait`](Self::wait) was ready.
+    pub(crate) fn is_ready(&self, index: usize) -> bool {
+        self.0.get(index).is_some_and(|entry| entry.revents != 0)
+    }
+
+    /// Forgets the last [`wait`](Self::wait).
+    pub(crate) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
+
+/// A file descriptor to wait for. Errors and a hang-up end the wait too, whatever is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Interest<'fd> {
+    /// Which one.
+    pub fd: BorrowedFd<'fd>,
+    /// Until it is readable.
+    pub read: bool,
+    /// Until it is writable.
+    pub write: bool,
+}
+
+impl<'fd> Interest<'fd> {
+    /// Until `fd` is readable.
+    #[must_use]
+    pub fn read(fd: BorrowedFd<'fd>) -> Self {
+        Self { fd, read: true, write: false }
     }
 }
 
@@ -90,10 +118,15 @@ mod tests {
     fn waits_for_what_is_readable_or_until_the_time_is_over() {
         let (quiet, loud) = (EventFd::new(0).unwrap(), EventFd::new(0).unwrap());
         loud.write(1).unwrap();
+        let (quiet, loud) = (borrow(&quiet), borrow(&loud));
         let mut poller = Poller::default();
-        poller.wait([borrow(&quiet), borrow(&loud)], None).unwrap();
-        poller.wait([borrow(&loud)], Some(Duration::MAX)).unwrap();
-        poller.wait([borrow(&quiet)], Some(Duration::from_millis(1))).unwrap();
+        poller.wait([quiet, loud].map(Interest::read), None).unwrap();
+        assert_eq!([0, 1, 2].map(|index| poller.is_ready(index)), [false, true, false]);
+        poller.wait([Interest::read(loud)], Some(Duration::MAX)).unwrap();
+        poller.wait([Interest::read(quiet)], Some(Duration::from_millis(1))).unwrap();
+        assert!(!poller.is_ready(0));
+        poller.wait([Interest { fd: quiet, read: false, write: true }], None).unwrap();
+        assert!(poller.is_ready(0));
         poller.wait([], Some(Duration::ZERO)).unwrap();
     }
 

@@ -99,7 +99,7 @@ pub use chain::{AccessError, Chain, Segment, Slices};
 pub use config::{ConfigBytes, ConfigSpace};
 pub use mmio::{MAX_QUEUE_SIZE, MmioTransport, QueueSizeError};
 pub use queue::{Queue, QueueError};
-pub use session::{Session, Waker};
+pub use session::{Interest, Session, Waker};
 pub use walk::ChainError;
 
 /// A virtio device, independent of how the guest reaches it. The [module](self) shows a whole one.

@@ -46,8 +46,8 @@ pub struct Queue {
     pub(super) in_flight_count: u16,
     /// Allocations of earlier chains.
     pub(super) spare: Vec<Vec<Segment>>,
-    /// Chains were pushed since the last `notify`.
-    pub(super) unannounced: bool,
+    /// How many chains were pushed since the last `notify`.
+    pub(super) unannounced: u32,
     pub(super) broken: bool,
     pub(super) shared: Arc<Shared>,
     pub(super) stopping: Stopping,
@@ -201,20 +201,28 @@ impl Queue {
     /// # Errors
     /// [`QueueError::NotInFlight`] and [`QueueError::Written`] if the device is mistaken.
     pub fn push(&mut self, chain: Chain, written: usize) -> Result<(), QueueError> {
-        let Chain { queue, head, layout, .. } = &chain;
-        let (queue, head, room) = (*queue, *head, layout.writable_len);
-        let slot = self.in_flight.get_mut(usize::from(head)).filter(|_| queue == self.index);
-        let Some(slot @ true) = slot else {
-            return Err(QueueError::NotInFlight { queue: self.index, head });
-        };
-        let Some(len) = u32::try_from(written).ok().filter(|_| written <= room) else {
-            return Err(QueueError::Written { written, room });
-        };
-        *slot = false;
-        self.in_flight_count = self.in_flight_count.saturating_sub(1);
-        self.unannounced = true;
-        self.recycle(chain.layout);
-        self.ring.add_used(&*self.memory, head, len).map_err(|error| self.ring_error(error))
+        self.push_all([(chain, written)])
+    }
+
+    /// Gives several chains back at once: the driver sees all of them or none.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push); no more of them are given back then.
+    pub fn push_all(
+        &mut self,
+        chains: impl IntoIterator<Item = (Chain, usize)>,
+    ) -> Result<(), QueueError> {
+        let mut next = self.ring.next_used();
+        for (chain, written) in chains {
+            self.write_used(next, chain, written)?;
+            next = next.wrapping_add(1);
+            self.unannounced = self.unannounced.saturating_add(1);
+        }
+        self.ring.set_next_used(next);
+        // Release: the entries before the index.
+        let index = GuestAddress(self.ring.used_ring().saturating_add(2));
+        let stored = self.memory.store(next.to_le(), index, Ordering::Release);
+        stored.map_err(|source| QueueError::Memory { queue: self.index, source })
     }
 
     /// Raises the interrupt if chains were pushed and the driver wants to hear of it.
@@ -222,7 +230,8 @@ impl Queue {
     /// # Errors
     /// [`QueueError::Interrupt`] if the interrupt's file descriptor fails.
     pub fn notify(&mut self) -> Result<(), QueueError> {
-        if std::mem::take(&mut self.unannounced) && self.wants_interrupt()? {
+        let pushed = std::mem::take(&mut self.unannounced);
+        if pushed > 0 && self.wants_interrupt(pushed)? {
             self.shared.interrupt_used().map_err(QueueError::Interrupt)?;
         }
         Ok(())
@@ -281,17 +290,50 @@ impl Queue {
         }
     }
 
-    fn wants_interrupt(&mut self) -> Result<bool, QueueError> {
-        if self.event_idx {
-            let wants = self.ring.needs_notification(&*self.memory);
-            return wants.map_err(|error| self.ring_error(error));
-        }
-        // Without EVENT_IDX, virtio-queue says yes always; the driver says no by a flag (2.7.6).
+    /// Writes the entry of the used ring that the driver will see as number `position`.
+    fn write_used(
+        &mut self,
+        position: u16,
+        chain: Chain,
+        written: usize,
+    ) -> Result<(), QueueError> {
+        let Chain { queue, head, layout, .. } = &chain;
+        let (queue, head, room) = (*queue, *head, layout.writable_len);
+        let slot = self.in_flight.get_mut(usize::from(head)).filter(|_| queue == self.index);
+        let Some(slot @ true) = slot else {
+            return Err(QueueError::NotInFlight { queue: self.index, head });
+        };
+        let Some(len) = u32::try_from(written).ok().filter(|_| written <= room) else {
+            return Err(QueueError::Written { written, room });
+        };
+        *slot = false;
+        self.in_flight_count = self.in_flight_count.saturating_sub(1);
+        self.recycle(chain.layout);
+        let slot = u64::from(position.checked_rem(self.ring.size()).unwrap_or(0));
+        let offset = slot.saturating_mul(8).saturating_add(4); // 2.7.8
+        let entry = GuestAddress(self.ring.used_ring().saturating_add(offset));
+        let written = self.memory.write_obj([u32::from(head).to_le(), len.to_le()], entry);
+        written.map_err(|source| QueueError::Memory { queue: self.index, source })
+    }
+
+    /// Whether the driver wants an interrupt for the last `pushed` chains.
+    fn wants_interrupt(&mut self, pushed: u32) -> Result<bool, QueueError> {
         fence(Ordering::SeqCst);
-        let flags =
-            self.memory.load::<u16>(GuestAddress(self.ring.avail_ring()), Ordering::Relaxed);
-        let flags = flags.map_err(|source| QueueError::Memory { queue: self.index, source })?;
-        Ok(u32::from(u16::from_le(flags)) & VRING_AVAIL_F_NO_INTERRUPT == 0)
+        if !self.event_idx {
+            let flags = self.driver_field(0)?; // 2.7.6
+            return Ok(u32::from(flags) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        }
+        let behind = u64::from(self.ring.size()).saturating_mul(2).saturating_add(4);
+        let event = self.driver_field(behind)?; // 2.7.7
+        let passed = self.ring.next_used().wrapping_sub(event).wrapping_sub(1);
+        Ok(u32::from(passed) < pushed)
+    }
+
+    /// A field of the available ring.
+    fn driver_field(&self, offset: u64) -> Result<u16, QueueError> {
+        let address = GuestAddress(self.ring.avail_ring().saturating_add(offset));
+        let field = self.memory.load(address, Ordering::Relaxed).map(u16::from_le);
+        field.map_err(|source| QueueError::Memory { queue: self.index, source })
     }
 
     /// Keeps the allocation of a chain for the next one, unless it is unusually large.

@@ -7,6 +7,7 @@ use vm_memory::GuestMemoryMmap;
 
 use super::queue::{Queue, QueueError};
 use super::shared::{Shared, Stopping};
+pub use crate::sys::Interest;
 use crate::sys::{self, Poller};
 
 /// One period of a device's life, from `DRIVER_OK` to reset: what the driver negotiated, its queues,
@@ -81,15 +82,38 @@ impl Session {
     /// # Errors
     /// That of ppoll(2), which fails when the kernel lacks memory.
     pub fn wait(&mut self, fds: &[BorrowedFd<'_>], timeout: Option<Duration>) -> io::Result<bool> {
+        self.wait_for(fds.iter().copied().map(Interest::read), timeout)
+    }
+
+    /// The same as [`wait`](Self::wait), with file descriptors that may also be waited for until they
+    /// are writable. [`is_ready`](Self::is_ready) says which of them are.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    pub fn wait_for<'fd>(
+        &'fd mut self,
+        fds: impl IntoIterator<Item = Interest<'fd>>,
+        timeout: Option<Duration>,
+    ) -> io::Result<bool> {
+        self.poller.clear();
         if self.is_pausing() && !self.busy {
             // As after any wait, the device looks at all it has then.
             self.shared.pause.stand_still(&self.stopping);
         } else if !self.is_stopping() {
-            let notify = sys::borrow(&self.shared.notify);
-            self.poller.wait(std::iter::once(notify).chain(fds.iter().copied()), timeout)?;
-            self.shared.drain();
+            let notify = Interest::read(sys::borrow(&self.shared.notify));
+            self.poller.wait(std::iter::once(notify).chain(fds), timeout)?;
+            if self.poller.is_ready(0) {
+                self.shared.drain();
+            }
         }
         Ok(!self.is_stopping())
+    }
+
+    /// Whether the last [`wait_for`](Self::wait_for) ended with file descriptor number `index` of those
+    /// it was given ready, in error, or hung up.
+    #[must_use]
+    pub fn is_ready(&self, index: usize) -> bool {
+        self.poller.is_ready(index.saturating_add(1))
     }
 
     /// Tells the driver that the configuration space has changed (virtio 1.2, 2.5.3 and 4.2.2).

@@ -79,7 +79,7 @@ impl QueueSetup {
             in_flight: vec![false; size.into()],
             in_flight_count: 0,
             spare: Vec::new(),
-            unannounced: false,
+            unannounced: 0,
             broken: false,
             shared: shared.clone(),
             stopping: stopping.clone(),

@@ -19,23 +19,28 @@
 //! - **The other end.** When it is gone the guest sees its cable unplugged, and goes on.
 //!
 //! One thread serves all queues of a card, never a vCPU's.
-#![allow(dead_code)] // Until the worker is here, with the next change.
 
 mod backend;
 mod card;
 mod config;
+mod control;
 mod error;
+mod filter;
 mod header;
 mod mac;
 mod offloads;
 mod rate_limit;
+mod receive;
 mod room;
+mod run;
 mod state;
 mod stats;
 mod stream;
 mod sys;
 mod tap;
+mod transmit;
 mod user;
+mod worker;
 
 use std::fmt;
 use std::sync::Arc;
@@ -63,43 +68,52 @@ pub use user::{ParsePublishError, Publish, UserNet, UserNetError};
 use super::{ConfigSpace, DeviceError, Session, VirtioDevice};
 use config::Config;
 use rate_limit::Limiter;
+use state::State;
 
 /// Chains that each queue can hold.
 const QUEUE_SIZE: u16 = 256;
 
 /// A network card as a virtio device.
 pub struct NetDevice {
-    net: Net,
+    /// One for each pair of queues; none once it is gone.
+    backends: Vec<Option<Box<dyn NetBackend>>>,
     queue_sizes: Vec<u16>,
     /// What all backends can do, by direction.
     send_offloads: Offloads,
     receive_offloads: Offloads,
+    mac: MacAddress,
+    mtu: Option<u16>,
     /// They outlive sessions: a reset forgives no debt.
     send_limiter: Option<Limiter>,
     receive_limiter: Option<Limiter>,
+    state: Arc<State>,
 }
 
 impl NetDevice {
     /// The device for `net`.
     #[must_use]
     pub fn new(net: Net) -> Self {
+        let Net { backends, mac, mtu, rate_limit, state, .. } = net;
         // Two for each pair, and the control queue.
-        let queues = net.backends.len().saturating_mul(2).saturating_add(1);
+        let queues = backends.len().saturating_mul(2).saturating_add(1);
         let common = |of: fn(&dyn NetBackend) -> Offloads| {
-            net.backends.iter().fold(Offloads::ALL, |all, backend| all.and(of(&**backend)))
+            backends.iter().fold(Offloads::ALL, |all, backend| all.and(of(&**backend)))
         };
         Self {
             queue_sizes: vec![QUEUE_SIZE; queues],
-            send_offloads: common(NetBackend::send_offloads),
-            receive_offloads: common(NetBackend::receive_offloads),
-            send_limiter: Limiter::new(net.rate_limit, Instant::now()),
-            receive_limiter: Limiter::new(net.rate_limit, Instant::now()),
-            net,
+            send_offloads: common(|backend| backend.send_offloads()),
+            receive_offloads: common(|backend| backend.receive_offloads()),
+            backends: backends.into_iter().map(Some).collect(),
+            mac,
+            mtu,
+            send_limiter: Limiter::new(rate_limit, Instant::now()),
+            receive_limiter: Limiter::new(rate_limit, Instant::now()),
+            state,
         }
     }
 
     fn queue_pairs(&self) -> u16 {
-        u16::try_from(self.net.backends.len()).unwrap_or(MAX_QUEUE_PAIRS)
+        u16::try_from(self.backends.len()).unwrap_or(MAX_QUEUE_PAIRS)
     }
 }
 
@@ -120,7 +134,7 @@ impl VirtioDevice for NetDevice {
             VIRTIO_NET_F_GUEST_ANNOUNCE,
         ];
         let always = always.into_iter().fold(0, |bits, feature| bits | bit(feature));
-        let mtu = if self.net.mtu.is_some() { bit(VIRTIO_NET_F_MTU) } else { 0 };
+        let mtu = if self.mtu.is_some() { bit(VIRTIO_NET_F_MTU) } else { 0 };
         let queues = if self.queue_pairs() > 1 { bit(VIRTIO_NET_F_MQ) } else { 0 };
         let (send, receive) =
             (self.send_offloads.send_features(), self.receive_offloads.receive_features());
@@ -134,21 +148,24 @@ impl VirtioDevice for NetDevice {
 
     fn config(&self) -> Arc<dyn ConfigSpace> {
         Arc::new(Config {
-            state: Arc::clone(&self.net.state),
+            state: Arc::clone(&self.state),
             queue_pairs: if self.queue_pairs() > 1 { self.queue_pairs() } else { 0 },
-            mtu: self.net.mtu.unwrap_or(0),
+            mtu: self.mtu.unwrap_or(0),
         })
     }
 
     fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
-        let _ = (session, &self.send_limiter, &self.receive_limiter);
-        Ok(())
+        worker::run(self, session)
     }
 }
 
 impl fmt::Debug for NetDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("NetDevice").field(&self.net).finish()
+        f.debug_struct("NetDevice")
+            .field("queue_pairs", &self.backends.len())
+            .field("mac", &self.mac)
+            .field("mtu", &self.mtu)
+            .finish_non_exhaustive()
     }
 }
 

@@ -6,7 +6,7 @@ use super::super::{AccessError, Chain};
 use super::backend::{BackendError, MAX_FRAME_LEN, MIN_FRAME_LEN};
 use super::header::{Checksum, FrameHeader, HEADER_LEN};
 use super::offloads::Offloads;
-use super::sys;
+use super::{run, sys};
 
 /// Bytes for a header and the longest frame.
 pub(super) const SPILL_LEN: usize = HEADER_LEN + MAX_FRAME_LEN;
@@ -18,8 +18,7 @@ pub(super) const SPILL_LEN: usize = HEADER_LEN + MAX_FRAME_LEN;
 #[derive(Debug)]
 pub struct Room<'a> {
     chains: &'a VecDeque<Chain>,
-    /// How many of the chains are used for this frame, and the bytes that fit into them.
-    count: usize,
+    /// The bytes of the chains that are used for this frame.
     direct: usize,
     spill: &'a mut [u8],
     offloads: Offloads,
@@ -37,7 +36,7 @@ impl<'a> Room<'a> {
     ) -> Self {
         let lens = chains.iter().take(count).map(Chain::writable_len);
         let direct = lens.fold(0, usize::saturating_add);
-        Self { chains, count, direct, spill, offloads, filled: 0 }
+        Self { chains, direct, spill, offloads, filled: 0 }
     }
 
     /// Puts a frame there, from its Ethernet header on; once.
@@ -64,9 +63,7 @@ impl<'a> Room<'a> {
 
     /// Reads a header and a frame from `fd` at once, as a tap gives them.
     pub(super) fn read_from(&mut self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        let chains = self.chains.iter().take(self.count);
-        let slices = chains.flat_map(|chain| chain.writable_slices(0..chain.writable_len()));
-        self.filled = sys::readv(fd, slices, self.spill)?;
+        self.filled = sys::readv(fd, run::slices(self.chains, 0..self.direct), self.spill)?;
         Ok(())
     }
 
@@ -85,24 +82,13 @@ impl<'a> Room<'a> {
     }
 
     fn write_at(&mut self, offset: usize, data: &[u8]) -> Result<(), AccessError> {
-        let mut rest = data;
-        let mut offset = offset;
-        for chain in self.chains.iter().take(self.count) {
-            if rest.is_empty() {
-                return Ok(());
-            }
-            let len = chain.writable_len();
-            let part = len.saturating_sub(offset).min(rest.len());
-            let (here, behind) = rest.split_at(part);
-            if part > 0 {
-                chain.write_at(offset, here)?;
-            }
-            rest = behind;
-            offset = offset.saturating_add(part).saturating_sub(len);
-        }
-        let spill = self.spill.get_mut(offset..offset.saturating_add(rest.len()));
-        if let Some(spill) = spill {
-            spill.copy_from_slice(rest);
+        let direct = self.direct.saturating_sub(offset).min(data.len());
+        let (here, behind) = data.split_at(direct);
+        run::write_at(self.chains, offset, here)?;
+        let from = offset.saturating_add(direct).saturating_sub(self.direct);
+        let spill = self.spill.get_mut(from..).unwrap_or_default();
+        if let Some(to) = spill.get_mut(..behind.len()) {
+            to.copy_from_slice(behind);
         }
         Ok(())
     }

@@ -45,6 +45,8 @@ pub(super) struct State {
     changed: AtomicBool,
     /// As in `announced`, to be asked for each frame.
     link: AtomicBool,
+    /// The driver knows of announcements.
+    announces: AtomicBool,
     waker: Mutex<Option<Waker>>,
 }
 
@@ -76,6 +78,7 @@ impl State {
             announced: Mutex::new(announced),
             changed: AtomicBool::new(false),
             link: AtomicBool::new(true),
+            announces: AtomicBool::new(false),
             waker: Mutex::new(None),
         }
     }
@@ -93,8 +96,16 @@ impl State {
         self.link.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_waker(&self, waker: Waker) {
+    /// A driver is there; whether it knows of announcements.
+    pub(super) fn begin_session(&self, waker: Waker, announces: bool) {
+        self.announces.store(announces, Ordering::Relaxed);
         *lock(&self.waker) = Some(waker);
+    }
+
+    /// The driver is gone: what it set is as before.
+    pub(super) fn end_session(&self, mac: MacAddress) {
+        self.announces.store(false, Ordering::Relaxed);
+        self.set_by_driver(|announced| (announced.mac, announced.announce) = (mac, false));
     }
 
     /// There is something at the other end of the cable, or not any more.
@@ -118,7 +129,7 @@ impl State {
             return;
         }
         // With a link anew, the network may not know where this card is.
-        announced.announce = link;
+        announced.announce = link && self.announces.load(Ordering::Relaxed);
         announced.generation = announced.generation.wrapping_add(1);
         self.link.store(link, Ordering::Relaxed);
         drop(announced);

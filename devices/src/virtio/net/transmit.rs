@@ -1,0 +1,205 @@
+//! Frames of the guest on their way to the backend.
+
+use std::time::Instant;
+
+use super::super::{Chain, DeviceError, Queue};
+use super::backend::{BackendError, Frame, MAX_FRAME_LEN, MIN_FRAME_LEN, NetBackend};
+use super::header::{FrameHeader, HEADER_LEN};
+use super::offloads::Offloads;
+use super::rate_limit::Limiter;
+use super::state::State;
+use super::stats::count;
+
+/// How many frames go before the driver hears of it, and other queues have their turn.
+const BATCH: usize = 64;
+
+/// One transmit queue.
+#[derive(Debug)]
+pub(super) struct Transmit {
+    queue: Queue,
+    /// What the driver may leave undone.
+    offloads: Offloads,
+    /// A frame that could not go yet. No other one goes before it.
+    parked: Option<Parked>,
+    /// The backend takes nothing now.
+    blocked: bool,
+    /// The backend holds frames that it could not pass on yet.
+    unflushed: bool,
+    /// Until then the rate limit lets nothing through.
+    held_until: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Parked {
+    chain: Chain,
+    /// It has counted for the rate limit.
+    charged: bool,
+}
+
+/// What a batch came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moved {
+    /// There may be more.
+    Some,
+    Nothing,
+    /// The backend is gone.
+    Gone,
+}
+
+impl Transmit {
+    pub(super) fn new(queue: Queue, offloads: Offloads) -> Self {
+        let (parked, held_until) = (None, None);
+        Self { queue, offloads, parked, blocked: false, unflushed: false, held_until }
+    }
+
+    /// The backend may take frames again.
+    pub(super) fn unblock(&mut self) {
+        self.blocked = false;
+    }
+
+    /// Whether the backend must become writable first.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked || self.unflushed
+    }
+
+    pub(super) fn held_until(&self) -> Option<Instant> {
+        self.held_until
+    }
+
+    pub(super) fn disable_notifications(&mut self) -> Result<(), DeviceError> {
+        Ok(self.queue.disable_notifications()?)
+    }
+
+    /// Asks for notifications if there is anything to be done with a frame. Whether there is one.
+    pub(super) fn more_came(&mut self) -> Result<bool, DeviceError> {
+        if self.blocked || self.held_until.is_some() {
+            return Ok(false);
+        }
+        Ok(self.queue.enable_notifications()?)
+    }
+
+    /// Sends a batch of frames. Without a `backend` they are dropped.
+    pub(super) fn work(
+        &mut self,
+        mut backend: Option<&mut dyn NetBackend>,
+        limiter: &mut Option<Limiter>,
+        state: &State,
+    ) -> Result<Moved, DeviceError> {
+        if self.blocked {
+            return Ok(Moved::Nothing);
+        }
+        let mut moved = Moved::Nothing;
+        let mut bytes = 0;
+        let mut frames = 0;
+        for _ in 0..BATCH {
+            let Some(chain) = self.next(limiter, state)? else { break };
+            let link = state.link();
+            let outcome = match &mut backend {
+                Some(backend) if link => send(&chain, self.offloads, *backend),
+                _ => Err(Fault::NoLink),
+            };
+            match outcome {
+                Ok(len) => (frames, bytes) = (add(frames, 1), add(bytes, len)),
+                Err(Fault::Malformed) => count(&state.counters.sent_malformed, 1),
+                Err(Fault::NoLink) => count(&state.counters.sent_without_link, 1),
+                Err(Fault::Backend(BackendError::Refused)) => {
+                    count(&state.counters.sent_refused, 1);
+                }
+                Err(Fault::Backend(BackendError::WouldBlock)) => {
+                    count(&state.counters.send_paused, 1);
+                    self.parked = Some(Parked { chain, charged: true });
+                    self.blocked = true;
+                    break;
+                }
+                Err(Fault::Backend(BackendError::Gone(error))) => {
+                    gone(&error);
+                    self.parked = Some(Parked { chain, charged: true });
+                    return Ok(Moved::Gone);
+                }
+            }
+            self.queue.push(chain, 0)?;
+            moved = Moved::Some;
+        }
+        count(&state.counters.sent_frames, frames);
+        count(&state.counters.sent_bytes, bytes);
+        // The driver can go on while the backend flushes.
+        self.queue.notify()?;
+        match self.flush(backend, frames > 0) {
+            Moved::Gone => Ok(Moved::Gone),
+            _ => Ok(moved),
+        }
+    }
+
+    fn flush(&mut self, backend: Option<&mut dyn NetBackend>, sent: bool) -> Moved {
+        let Some(backend) = backend.filter(|_| sent || self.unflushed) else {
+            return Moved::Nothing;
+        };
+        match backend.flush() {
+            Ok(()) | Err(BackendError::Refused) => self.unflushed = false,
+            Err(BackendError::WouldBlock) => self.unflushed = true,
+            Err(BackendError::Gone(error)) => {
+                gone(&error);
+                self.unflushed = false;
+                return Moved::Gone;
+            }
+        }
+        Moved::Nothing
+    }
+
+    /// The next frame, if the rate limit lets it through.
+    fn next(
+        &mut self,
+        limiter: &mut Option<Limiter>,
+        state: &State,
+    ) -> Result<Option<Chain>, DeviceError> {
+        self.held_until = None;
+        let (chain, new) = match self.parked.take() {
+            Some(Parked { chain, charged: true }) => return Ok(Some(chain)),
+            Some(Parked { chain, .. }) => (chain, false),
+            None => match self.queue.pop()? {
+                Some(chain) => (chain, true),
+                None => return Ok(None),
+            },
+        };
+        let Some(limiter) = limiter else { return Ok(Some(chain)) };
+        let now = Instant::now();
+        self.held_until = limiter.held_until(now);
+        if self.held_until.is_some() {
+            count(&state.counters.throttled, u64::from(new));
+            self.parked = Some(Parked { chain, charged: false });
+            return Ok(None);
+        }
+        limiter.charge(chain.readable_len().saturating_sub(HEADER_LEN), now);
+        Ok(Some(chain))
+    }
+}
+
+/// Why a frame did not go.
+enum Fault {
+    Malformed,
+    NoLink,
+    Backend(BackendError),
+}
+
+/// Sends what `chain` holds: how many bytes.
+fn send(chain: &Chain, allowed: Offloads, backend: &mut dyn NetBackend) -> Result<usize, Fault> {
+    let mut header = [0; HEADER_LEN];
+    let len = chain.readable_len().saturating_sub(HEADER_LEN);
+    if !(MIN_FRAME_LEN..=MAX_FRAME_LEN).contains(&len) {
+        return Err(Fault::Malformed);
+    }
+    // Read once: the guest may change it after it was checked.
+    chain.read_at(0, &mut header).map_err(|_| Fault::Malformed)?;
+    let header = FrameHeader::from_driver(header, len, allowed).ok_or(Fault::Malformed)?;
+    backend.send(&Frame::new(chain, header)).map_err(Fault::Backend)?;
+    Ok(len)
+}
+
+/// Says that a network is gone; this happens once to each.
+pub(super) fn gone(error: &std::io::Error) {
+    log::warn!("a network card's backend is gone, its guest sees no link: {error}");
+}
+
+fn add(sum: u64, more: impl TryInto<u64>) -> u64 {
+    sum.saturating_add(more.try_into().unwrap_or(0))
+}

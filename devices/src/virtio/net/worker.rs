@@ -1,0 +1,314 @@
+//! The life of a network card between `DRIVER_OK` and reset: queues on one side, backends on the other.
+
+use std::io;
+use std::time::Instant;
+
+use virtio_bindings::bindings::virtio_net::{
+    VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
+};
+
+use super::super::{DeviceError, Interest, Queue, Session};
+use super::backend::NetBackend;
+use super::control::{Commands, Control};
+use super::filter::Filter;
+use super::offloads::Offloads;
+use super::rate_limit::Limiter;
+use super::receive::Receive;
+use super::state::State;
+use super::transmit::{Moved, Transmit};
+use super::{NetDevice, has};
+
+/// Serves the card until the session ends.
+pub(super) fn run(device: &mut NetDevice, session: &mut Session) -> Result<(), DeviceError> {
+    let features = session.features();
+    let NetDevice { backends, mac, state, send_limiter, receive_limiter, .. } = device;
+    state.begin_session(session.waker(), has(features, VIRTIO_NET_F_GUEST_ANNOUNCE));
+    let mut queues = session.take_queues();
+    let control = control_index(features, backends.len());
+    let control = control.and_then(|index| take(&mut queues, index));
+    let pairs = (0u16..).zip(backends);
+    let pairs = pairs.map(|(index, backend)| Pair::new(index, backend, &mut queues, features));
+    let card = Card { pairs: pairs.collect(), filter: Filter::new(*mac), state };
+    let control = control.map(|queue| Control::new(queue, features));
+    let worker = Worker { session, card, control, send_limiter, receive_limiter };
+    let result = worker.serve(Offloads::receive_negotiated(features));
+    state.end_session(*mac);
+    result
+}
+
+/// Where the control queue is, if there is one: behind all pairs that the driver knows of (5.1.2).
+fn control_index(features: u64, pairs: usize) -> Option<u16> {
+    let pairs = if has(features, VIRTIO_NET_F_MQ) { pairs } else { 1 };
+    let index = u16::try_from(pairs.saturating_mul(2)).ok();
+    index.filter(|_| has(features, VIRTIO_NET_F_CTRL_VQ))
+}
+
+fn take(queues: &mut Vec<Queue>, index: u16) -> Option<Queue> {
+    let position = queues.iter().position(|queue| queue.index() == index)?;
+    Some(queues.swap_remove(position))
+}
+
+/// One pair of queues and its backend.
+struct Pair<'a> {
+    /// None once it is gone.
+    backend: &'a mut Option<Box<dyn NetBackend>>,
+    /// None if the driver left the queue out.
+    receive: Option<Receive>,
+    transmit: Option<Transmit>,
+    /// The driver uses it.
+    active: bool,
+}
+
+impl<'a> Pair<'a> {
+    fn new(
+        index: u16,
+        backend: &'a mut Option<Box<dyn NetBackend>>,
+        queues: &mut Vec<Queue>,
+        features: u64,
+    ) -> Self {
+        let send = Offloads::send_negotiated(features);
+        let receive = Offloads::receive_negotiated(features);
+        let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
+        // The control queue has been taken out already: its index may be that of a pair not in use.
+        let first = index.saturating_mul(2);
+        Self {
+            backend,
+            receive: take(queues, first).map(|queue| Receive::new(queue, mergeable, receive)),
+            transmit: take(queues, first.saturating_add(1)).map(|queue| Transmit::new(queue, send)),
+            // More than one only when the driver says so.
+            active: index == 0,
+        }
+    }
+
+    /// Moves a batch of frames in each direction. Whether there may be more.
+    fn work(
+        &mut self,
+        send_limiter: &mut Option<Limiter>,
+        receive_limiter: &mut Option<Limiter>,
+        filter: &Filter,
+        state: &State,
+    ) -> Result<bool, DeviceError> {
+        let mut more = false;
+        if let Some(transmit) = &mut self.transmit {
+            let backend = self.backend.as_deref_mut();
+            let moved = transmit.work(backend, send_limiter, state)?;
+            more |= self.take_in(moved);
+        }
+        if let (Some(receive), Some(backend)) = (&mut self.receive, self.backend.as_deref_mut()) {
+            let moved = receive.work(backend, receive_limiter, filter, state)?;
+            more |= self.take_in(moved);
+        }
+        Ok(more)
+    }
+
+    fn take_in(&mut self, moved: Moved) -> bool {
+        if moved == Moved::Gone {
+            *self.backend = None;
+        }
+        moved != Moved::Nothing
+    }
+
+    fn disable_notifications(&mut self) -> Result<(), DeviceError> {
+        if let Some(transmit) = &mut self.transmit {
+            transmit.disable_notifications()?;
+        }
+        if let Some(receive) = &mut self.receive {
+            receive.disable_notifications()?;
+        }
+        Ok(())
+    }
+
+    fn more_came(&mut self) -> Result<bool, DeviceError> {
+        let mut more = false;
+        if let Some(transmit) = &mut self.transmit {
+            more |= transmit.more_came()?;
+        }
+        if let (Some(receive), Some(_)) = (&mut self.receive, &self.backend) {
+            more |= receive.more_came()?;
+        }
+        Ok(more)
+    }
+
+    /// What its backend must become before anything can move again.
+    fn interest(&self) -> Option<Interest<'_>> {
+        let fd = self.backend.as_ref().filter(|_| self.active)?.fd()?;
+        let read = self.receive.as_ref().is_some_and(Receive::is_waiting);
+        let write = self.transmit.as_ref().is_some_and(Transmit::is_blocked);
+        // Without any, an error or a hang-up would still end each wait.
+        (read || write).then_some(Interest { fd, read, write })
+    }
+
+    /// The backend may give and take frames again.
+    fn wake(&mut self) {
+        if let Some(receive) = &mut self.receive {
+            receive.set_ready();
+        }
+        if let Some(transmit) = &mut self.transmit {
+            transmit.unblock();
+        }
+    }
+
+    fn held_until(&self) -> Option<Instant> {
+        let receive = self.receive.as_ref().and_then(Receive::held_until);
+        let transmit = self.transmit.as_ref().and_then(Transmit::held_until);
+        receive.into_iter().chain(transmit).min()
+    }
+}
+
+/// All pairs, and what the driver commands.
+struct Card<'a> {
+    pairs: Vec<Pair<'a>>,
+    filter: Filter,
+    state: &'a State,
+}
+
+impl Card<'_> {
+    fn start(&mut self, session: &Session, offloads: Offloads) -> io::Result<()> {
+        for pair in &mut self.pairs {
+            if let Some(backend) = pair.backend {
+                backend.start(session.waker())?;
+                backend.set_active(pair.active)?;
+                backend.set_receive_offloads(offloads)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn try_set_pairs(&mut self, count: u16) -> io::Result<()> {
+        for (index, pair) in self.pairs.iter_mut().enumerate() {
+            let active = index < usize::from(count);
+            if let Some(backend) = pair.backend.as_mut().filter(|_| active != pair.active) {
+                backend.set_active(active)?;
+            }
+            pair.active = active;
+            pair.wake();
+        }
+        Ok(())
+    }
+
+    fn try_set_receive_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
+        for pair in &mut self.pairs {
+            if let Some(backend) = pair.backend {
+                backend.set_receive_offloads(offloads)?;
+            }
+            if let Some(receive) = &mut pair.receive {
+                receive.offloads = offloads;
+            }
+        }
+        Ok(())
+    }
+
+    /// Unplugs the cable if there is nothing left at its other end.
+    fn check_carrier(&self) {
+        if self.pairs.iter().all(|pair| pair.backend.is_none()) {
+            self.state.set_carrier(false);
+        }
+    }
+}
+
+impl Commands for Card<'_> {
+    fn filter(&mut self) -> &mut Filter {
+        &mut self.filter
+    }
+
+    fn set_pairs(&mut self, pairs: u16) -> bool {
+        (1..=self.pairs.len()).contains(&pairs.into()) && self.try_set_pairs(pairs).is_ok()
+    }
+
+    fn set_receive_offloads(&mut self, offloads: Offloads) -> bool {
+        self.try_set_receive_offloads(offloads).is_ok()
+    }
+}
+
+struct Worker<'a> {
+    session: &'a mut Session,
+    card: Card<'a>,
+    control: Option<Control>,
+    send_limiter: &'a mut Option<Limiter>,
+    receive_limiter: &'a mut Option<Limiter>,
+}
+
+impl Worker<'_> {
+    fn serve(mut self, offloads: Offloads) -> Result<(), DeviceError> {
+        self.card.start(self.session, offloads)?;
+        self.card.check_carrier();
+        loop {
+            self.disable_notifications()?;
+            while self.work()? {}
+            if self.session.is_stopping() {
+                return Ok(());
+            }
+            if self.session.is_pausing() || !self.more_came()? {
+                if !self.wait()? {
+                    return Ok(());
+                }
+                self.wake();
+            }
+        }
+    }
+
+    /// Lets each queue do something. Whether there may be more.
+    fn work(&mut self) -> Result<bool, DeviceError> {
+        if self.session.is_stopping() || self.session.is_pausing() {
+            return Ok(false);
+        }
+        if self.card.state.take_changed() {
+            self.session.config_changed()?;
+        }
+        let mut more = false;
+        if let Some(control) = &mut self.control {
+            let state = self.card.state;
+            more |= control.work(&mut self.card, state)?;
+        }
+        let Card { pairs, filter, state } = &mut self.card;
+        for pair in pairs.iter_mut().filter(|pair| pair.active) {
+            more |= pair.work(self.send_limiter, self.receive_limiter, filter, state)?;
+        }
+        self.card.check_carrier();
+        Ok(more)
+    }
+
+    fn disable_notifications(&mut self) -> Result<(), DeviceError> {
+        let mut pairs = self.card.pairs.iter_mut().filter(|pair| pair.active);
+        pairs.try_for_each(Pair::disable_notifications)
+    }
+
+    /// Asks for the notifications that are needed. Whether there is something to do already.
+    fn more_came(&mut self) -> Result<bool, DeviceError> {
+        let mut more = false;
+        if let Some(control) = &mut self.control {
+            more |= control.more_came()?;
+        }
+        for pair in self.card.pairs.iter_mut().filter(|pair| pair.active) {
+            more |= pair.more_came()?;
+        }
+        Ok(more)
+    }
+
+    /// Waits for the driver, the backends, and the rate limit. False: the session is to end.
+    fn wait(&mut self) -> io::Result<bool> {
+        let until = self.card.pairs.iter().filter_map(Pair::held_until).min();
+        let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let interests = self.card.pairs.iter().filter_map(Pair::interest);
+        self.session.wait_for(interests, timeout)
+    }
+
+    /// Lets the backends go on that the wait ended for.
+    fn wake(&mut self) {
+        let mut waited_for = 0usize;
+        for pair in &mut self.card.pairs {
+            // In the same order, and for the same ones, as in `wait`.
+            let ready = match pair.interest() {
+                Some(_) => {
+                    waited_for = waited_for.saturating_add(1);
+                    self.session.is_ready(waited_for.saturating_sub(1))
+                }
+                // Without a descriptor, a waker has woken; or nothing has, and it costs little to ask.
+                None => pair.backend.as_ref().is_some_and(|backend| backend.fd().is_none()),
+            };
+            if ready {
+                pair.wake();
+            }
+        }
+    }
+}
