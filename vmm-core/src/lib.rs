@@ -15,6 +15,7 @@ mod outcome;
 mod placement;
 mod restart;
 mod running;
+mod stats;
 mod sync;
 mod sys;
 mod timeline;
@@ -57,6 +58,7 @@ pub use crate::memory::{
 pub use crate::outcome::{Crash, CrashReason, Outcome};
 pub use crate::placement::{CpuSet, ParseCpuSetError, Placement, PlacementError};
 pub use crate::restart::{ResetAction, RestartError};
-pub use crate::running::{RunningVm, Stats};
+pub use crate::running::RunningVm;
+pub use crate::stats::{DeviceStats, ExitStats, Stats};
 pub use crate::timeline::{Event, Milestone, Timeline};
 pub use crate::vm::Vm;

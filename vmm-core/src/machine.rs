@@ -15,8 +15,9 @@ use crate::arch::x86_64::{Interrupts, Line};
 use crate::builder::{Blueprint, Hardware};
 use crate::console::InputSpace;
 use crate::control::Control;
-use crate::memory::{Ranges, SharedRegions};
+use crate::memory::{self, Ranges, SharedRegions};
 use crate::restart::ResetAction;
+use crate::stats::{ExitCounters, Stats};
 use crate::sys::wake::Wake;
 use crate::timeline::Milestone;
 use crate::virtio_slots::{Slot, Transports};
@@ -30,6 +31,7 @@ pub(crate) struct Machine {
     pub(crate) virtio: Transports,
     /// Each is locked by its thread, but for when the thread is parked.
     pub(crate) vcpus: Vec<Mutex<Option<VcpuFd>>>,
+    pub(crate) exits: Vec<ExitCounters>,
     // KVM maps guest memory by its address in this process. The VM goes first, then the memory.
     pub(crate) vm: Mutex<Option<Arc<VmFd>>>,
     pub(crate) space: GuestSpace,
@@ -81,9 +83,23 @@ impl Machine {
             mmio.insert(start, length, window.device())?;
         }
         let virtio = Transports::insert(slots, &mut mmio)?;
-        let vcpus = hardware.vcpus.into_iter().map(|vcpu| Mutex::new(Some(vcpu))).collect();
+        let vcpus: Vec<_> = hardware.vcpus.into_iter().map(|vcpu| Mutex::new(Some(vcpu))).collect();
+        let exits = (0..vcpus.len()).map(|_| ExitCounters::default()).collect();
         let vm = Mutex::new(Some(hardware.vm));
-        Ok(Self { ports, mmio, virtio, vcpus, vm, space, lines, blueprint })
+        Ok(Self { ports, mmio, virtio, vcpus, exits, vm, space, lines, blueprint })
+    }
+
+    /// What it counts, but for the console.
+    pub(crate) fn stats(&self) -> Stats {
+        let memory = &self.space.memory;
+        Stats {
+            vcpus: self.exits.iter().map(ExitCounters::snapshot).collect(),
+            devices: self.virtio.slots().iter().map(Slot::stats).collect(),
+            shared_region_writes_dropped: self.space.shared.dropped_writes(),
+            memory_size: memory.iter().map(|region| region.len()).fold(0, u64::saturating_add),
+            memory_resident: memory::resident(memory),
+            ..Stats::default()
+        }
     }
 
     /// How many vCPUs it has.

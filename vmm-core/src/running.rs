@@ -8,9 +8,8 @@ use sparkler_devices::serial::OutputBuffer;
 use crate::console::ConsoleThreads;
 use crate::control::Control;
 use crate::machine::Machine;
-use crate::memory;
 use crate::timeline::Milestone;
-use crate::{Outcome, RunError, Timeline, VmHandle};
+use crate::{Outcome, RunError, Stats, Timeline, VmHandle};
 
 /// A machine whose guest runs.
 ///
@@ -27,20 +26,6 @@ pub struct RunningVm {
 struct Threads {
     vcpus: Vec<JoinHandle<()>>,
     console: ConsoleThreads,
-}
-
-/// Counters of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Bytes that the guest printed and that were dropped, because the console's writer was too slow, or
-    /// failed.
-    pub console_output_dropped: u64,
-    /// Times that the guest wrote to a [`SharedRegion`](crate::SharedRegion), in vain.
-    pub shared_region_writes_dropped: u64,
-    /// Bytes of guest memory that the host holds in its own memory now. To count them takes about a
-    /// millisecond for every 4 GiB of guest memory.
-    pub memory_resident: u64,
 }
 
 impl RunningVm {
@@ -81,15 +66,10 @@ impl RunningVm {
         self.control.recorder().snapshot()
     }
 
-    /// The counters as they are now.
+    /// The counters as they are now. Nobody is held up by that.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        let space = &self.machine.space;
-        Stats {
-            console_output_dropped: self.console_output.dropped(),
-            shared_region_writes_dropped: space.shared.dropped_writes(),
-            memory_resident: memory::resident(&space.memory),
-        }
+        Stats { console_output_dropped: self.console_output.dropped(), ..self.machine.stats() }
     }
 
     pub(crate) fn new(

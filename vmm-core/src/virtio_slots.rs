@@ -11,11 +11,11 @@ use sparkler_devices::{Bus, BusError};
 use sparkler_loader::acpi::VirtioMmio;
 use vm_memory::GuestMemoryMmap;
 
-use crate::RunError;
 use crate::arch::x86_64::{Interrupts, Line};
 use crate::control::Control;
 use crate::error::KvmError;
 use crate::placement::Threads;
+use crate::{DeviceStats, RunError};
 
 /// Where the first register window is; the others follow.
 const FIRST_WINDOW: u64 = 0xd000_0000;
@@ -65,6 +65,14 @@ impl Slot {
     pub(crate) fn place_threads(&self, threads: &Arc<Threads>) {
         let threads = Arc::clone(threads);
         self.transport.on_thread_start(move |name| threads.enter_if_possible(name));
+    }
+
+    /// What it has done.
+    pub(crate) fn stats(&self) -> DeviceStats {
+        let mut counters = Vec::new();
+        self.transport.counters().read(&mut |name, value| counters.push((name, value)));
+        let (device_type, transport) = (self.transport.device_type(), self.transport.stats());
+        DeviceStats { device_type, transport, counters }
     }
 
     /// What the ACPI tables say of it.

@@ -8,7 +8,7 @@ use crate::machine::{Machine, SerialConsole};
 use crate::placement::{Role, Threads};
 use crate::running::RunningVm;
 use crate::timeline::Milestone;
-use crate::{Console, Outcome, RunError, StartError, Timeline, VmBuilder, vcpu};
+use crate::{Console, Outcome, RunError, StartError, Stats, Timeline, VmBuilder, vcpu};
 
 /// A machine that is built and has not run: the kernel is loaded, KVM is set up, no thread exists.
 ///
@@ -62,6 +62,12 @@ impl Vm {
     #[must_use]
     pub fn memory_fd(&self) -> Option<BorrowedFd<'_>> {
         self.machine.space.memory_fd()
+    }
+
+    /// The counters, which a [`RunningVm`] goes on with.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.machine.stats()
     }
 
     /// What happened so far.

@@ -15,7 +15,7 @@ use super::setup::QueueSetup;
 use super::shared::{Shared, Stopping};
 use super::status::{self, DEVICE_NEEDS_RESET, DRIVER_OK, FAILED, FEATURES_OK, Step};
 use super::worker::Worker;
-use super::{ConfigSpace, VirtioDevice};
+use super::{ConfigSpace, Counters, TransportStats, VirtioDevice};
 use crate::{BusDevice, Interrupt};
 
 /// The largest queue that a device may offer. It bounds what a hostile driver can make the monitor
@@ -54,6 +54,7 @@ const NO_SHARED_MEMORY: u32 = u32::MAX;
 pub struct MmioTransport {
     device_type: u32,
     config: Arc<dyn ConfigSpace>,
+    counters: Arc<dyn Counters>,
     shared: Arc<Shared>,
     memory: Arc<GuestMemoryMmap>,
     state: Mutex<State>,
@@ -97,6 +98,7 @@ impl MmioTransport {
         Ok(Self {
             device_type: device.device_type(),
             config: device.config(),
+            counters: device.counters(),
             shared: Arc::new(Shared::new(interrupt)?),
             memory: Arc::new(memory),
             state: Mutex::new(State {
@@ -119,6 +121,24 @@ impl MmioTransport {
     #[must_use]
     pub fn notify_fd(&self) -> &EventFd {
         &self.shared.notify
+    }
+
+    /// The device's type number.
+    #[must_use]
+    pub fn device_type(&self) -> u32 {
+        self.device_type
+    }
+
+    /// What the device counts.
+    #[must_use]
+    pub fn counters(&self) -> &dyn Counters {
+        &*self.counters
+    }
+
+    /// What was counted here, without a lock.
+    #[must_use]
+    pub fn stats(&self) -> TransportStats {
+        self.shared.stats()
     }
 
     /// Ends the device for good: its requests are completed or cancelled, its thread is gone. Also

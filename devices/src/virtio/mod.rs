@@ -5,6 +5,7 @@
 //! | [`VirtioDevice`] | a device: what it offers, and what it does while it is live |
 //! | [`MmioTransport`] | puts a device on the MMIO bus: registers, status, negotiation, reset |
 //! | [`Session`] | what a device has while it is live: its queues, memory, interrupt, a way to wait |
+//! | [`Counters`] | what a device counts |
 //! | [`Queue`], [`Chain`] | a checked ring, and a checked request from it |
 //! | [`block::Block`] | the block device: disks |
 //! | [`net::NetDevice`] | the network device: a network card on a tap, a socket, or a network of one's own |
@@ -75,6 +76,7 @@
 pub mod block;
 mod chain;
 mod config;
+mod counters;
 pub mod features;
 mod mmio;
 #[cfg(feature = "test-utils")]
@@ -97,6 +99,7 @@ use std::sync::Arc;
 
 pub use chain::{AccessError, Chain, Segment, Slices};
 pub use config::{ConfigBytes, ConfigSpace};
+pub use counters::{Counters, TransportStats};
 pub use mmio::{MAX_QUEUE_SIZE, MmioTransport, QueueSizeError};
 pub use queue::{Queue, QueueError};
 pub use session::{Interest, Session, Waker};
@@ -120,6 +123,12 @@ pub trait VirtioDevice: Send + 'static {
     /// The configuration space. Asked once, when the device is put on a transport.
     fn config(&self) -> Arc<dyn ConfigSpace> {
         Arc::new(ConfigBytes::default())
+    }
+
+    /// What it counts, for whoever watches the machine. Asked once, when the device is put on a
+    /// transport.
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::new(())
     }
 
     /// The life of the device from `DRIVER_OK` to reset, on a thread of its own. It returns `Ok` when

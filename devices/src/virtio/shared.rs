@@ -1,11 +1,12 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use virtio_bindings::bindings::virtio_mmio::{VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::TransportStats;
 use super::pause::Pause;
 use crate::Interrupt;
 
@@ -18,6 +19,9 @@ pub(super) struct Shared {
     needs_reset: AtomicBool,
     config_generation: AtomicU32,
     pub(super) pause: Pause,
+    interrupts: AtomicU64,
+    resets: AtomicU64,
+    failures: AtomicU64,
 }
 
 impl Shared {
@@ -29,6 +33,9 @@ impl Shared {
             needs_reset: AtomicBool::new(false),
             config_generation: AtomicU32::new(0),
             pause: Pause::default(),
+            interrupts: AtomicU64::new(0),
+            resets: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
         })
     }
 
@@ -68,6 +75,7 @@ impl Shared {
 
     /// The device met an error: `DEVICE_NEEDS_RESET`, and a configuration interrupt (2.1.2).
     pub(super) fn fail(&self) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
         self.needs_reset.store(true, Ordering::SeqCst);
         // If even the interrupt fails, the driver still sees the status.
         let _ = self.interrupt_config();
@@ -79,14 +87,24 @@ impl Shared {
 
     /// To the state after a reset, once no thread of the device is left.
     pub(super) fn reset(&self) {
+        self.resets.fetch_add(1, Ordering::Relaxed);
         self.drain();
         self.interrupt_status.store(0, Ordering::SeqCst);
         self.needs_reset.store(false, Ordering::SeqCst);
     }
 
+    pub(super) fn stats(&self) -> TransportStats {
+        TransportStats {
+            interrupts: self.interrupts.load(Ordering::Relaxed),
+            resets: self.resets.load(Ordering::Relaxed),
+            failures: self.failures.load(Ordering::Relaxed),
+        }
+    }
+
     /// Bit first, then the edge: whoever sees the edge sees the bit. The edge comes each time, as other
     /// devices may share the line.
     fn raise(&self, bit: u32) -> io::Result<()> {
+        self.interrupts.fetch_add(1, Ordering::Relaxed);
         self.interrupt_status.fetch_or(bit, Ordering::SeqCst);
         self.interrupt.trigger()
     }

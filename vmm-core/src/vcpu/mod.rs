@@ -9,6 +9,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::control::{Control, panicked};
 use crate::machine::Machine;
+use crate::stats::Reason;
 use crate::sys::signal;
 use crate::timeline::Milestone;
 use crate::{Outcome, RunError};
@@ -94,32 +95,48 @@ impl Vcpu<'_> {
     /// Enters the guest once and serves its exit. An `Err` is how the machine ends.
     fn run_once(&mut self) -> Result<Exit, Result<Outcome, RunError>> {
         let machine = self.machine;
+        let count = |reason| {
+            if let Some(exits) = machine.exits.get(usize::from(self.index)) {
+                exits.count(reason);
+            }
+        };
         let cause = match self.fd.run() {
             Ok(VcpuExit::IoOut(port, data)) => {
+                count(Reason::PortWrite);
                 machine.ports.write(u64::from(port), data);
                 return Ok(Exit::Served);
             }
             Ok(VcpuExit::IoIn(port, data)) => {
+                count(Reason::PortRead);
                 machine.ports.read(u64::from(port), data);
                 return Ok(Exit::Served);
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
+                count(Reason::MmioWrite);
                 machine.mmio.write(address, data);
                 return Ok(Exit::Served);
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
+                count(Reason::MmioRead);
                 machine.mmio.read(address, data);
                 return Ok(Exit::Served);
             }
-            Ok(VcpuExit::Intr) => return Ok(Exit::Interrupted),
+            Ok(VcpuExit::Intr) => {
+                count(Reason::Signal);
+                return Ok(Exit::Interrupted);
+            }
             Ok(exit) => crash::Cause::from(exit),
             Err(error) => match error.errno() {
                 libc::EINTR => {
+                    count(Reason::Signal);
                     signal::consume_kicks();
                     return Ok(Exit::Interrupted);
                 }
                 // The vCPU waits for its INIT, or KVM asks for another try.
-                libc::EAGAIN => return Ok(Exit::Interrupted),
+                libc::EAGAIN => {
+                    count(Reason::Retry);
+                    return Ok(Exit::Interrupted);
+                }
                 libc::EFAULT => crash::Cause::MemoryFault,
                 _ => {
                     let call = "KVM_RUN";
@@ -127,6 +144,7 @@ impl Vcpu<'_> {
                 }
             },
         };
+        count(Reason::Other);
         let crash = crash::describe(self.fd, self.index, cause);
         Err(Ok(Outcome::Crashed(crash)))
     }

@@ -65,7 +65,7 @@ pub use request::SECTOR;
 pub use state::DiskHandle;
 pub use stats::DiskStats;
 
-use super::{ConfigSpace, DeviceError, Session, VirtioDevice};
+use super::{ConfigSpace, Counters, DeviceError, Session, VirtioDevice};
 use config::Config;
 use disk::Source;
 use rate_limit::Limiter;
@@ -142,6 +142,10 @@ impl VirtioDevice for Block {
             max_segments: MAX_SEGMENTS,
             queues: self.disk.queues,
         })
+    }
+
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.disk.state) as _
     }
 
     fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {

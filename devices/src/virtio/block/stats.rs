@@ -1,5 +1,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::state::State;
+
 /// What a disk has done since it was made, for all of its sessions together.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -48,6 +50,20 @@ impl Counters {
             errors: of(&self.errors),
             throttled: of(&self.throttled),
         }
+    }
+}
+
+impl super::super::Counters for State {
+    fn read(&self, each: &mut dyn FnMut(&'static str, u64)) {
+        let stats = self.counters.snapshot();
+        each("reads", stats.reads);
+        each("read_bytes", stats.read_bytes);
+        each("writes", stats.writes);
+        each("written_bytes", stats.written_bytes);
+        each("flushes", stats.flushes);
+        each("discards", stats.discards);
+        each("errors", stats.errors);
+        each("throttled", stats.throttled);
     }
 }
 

@@ -65,7 +65,7 @@ pub use state::NetHandle;
 pub use stats::NetStats;
 pub use user::{ParsePublishError, Publish, UserNet, UserNetError};
 
-use super::{ConfigSpace, DeviceError, Session, VirtioDevice};
+use super::{ConfigSpace, Counters, DeviceError, Session, VirtioDevice};
 use config::Config;
 use rate_limit::Limiter;
 use state::State;
@@ -152,6 +152,10 @@ impl VirtioDevice for NetDevice {
             queue_pairs: if self.queue_pairs() > 1 { self.queue_pairs() } else { 0 },
             mtu: self.mtu.unwrap_or(0),
         })
+    }
+
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::clone(&self.net.state) as _
     }
 
     fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {

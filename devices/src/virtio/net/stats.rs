@@ -1,5 +1,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::state::State;
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// What a network card has done since it was made, for all of its sessions together. "Sent" and
@@ -17,6 +19,11 @@ macro_rules! counters {
         }
 
         impl Counters {
+            /// Calls `each` with every counter.
+            fn each(&self, each: &mut dyn FnMut(&'static str, u64)) {
+                $(each(stringify!($name), self.$name.load(Ordering::Relaxed));)*
+            }
+
             pub(super) fn snapshot(&self) -> NetStats {
                 NetStats { $($name: self.$name.load(Ordering::Relaxed),)* }
             }
@@ -55,6 +62,12 @@ counters! {
     throttled,
     /// Commands of the driver that were answered by an error.
     refused_commands,
+}
+
+impl super::super::Counters for State {
+    fn read(&self, each: &mut dyn FnMut(&'static str, u64)) {
+        self.counters.each(each);
+    }
 }
 
 /// Adds to a counter; it wraps around, after centuries.
