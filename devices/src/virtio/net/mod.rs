@@ -155,7 +155,7 @@ impl VirtioDevice for NetDevice {
     }
 
     fn counters(&self) -> Arc<dyn Counters> {
-        Arc::clone(&self.net.state) as _
+        Arc::clone(&self.state) as _
     }
 
     fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
