@@ -437,6 +437,7 @@ fn acpi_config<'a>(apic_ids: &'a [u32], virtio_mmio: &'a [VirtioMmio]) -> AcpiCo
         reset: power::ACPI_RESET_PORT,
         reset_value: power::ACPI_RESET_VALUE,
         uart: Some(Uart { port: SerialPort::COM1_PORT, gsi: SerialPort::COM1_IRQ }),
+        power_button: Some(Lines::POWER_BUTTON_GSI),
         virtio_mmio,
     }
 }
@@ -484,6 +485,7 @@ impl Hardware {
         let vcpus = (0..count).map(|index| create_vcpu(&vm, &template, index));
         let vcpus = vcpus.collect::<Result<_, _>>()?;
         lines.serial.connect(&vm)?;
+        lines.power_button.iter().try_for_each(|button| button.connect(&vm))?;
         slots.iter().try_for_each(|slot| slot.connect(&vm))?;
         let address_bits = template.physical_address_bits();
         Ok(Self { vm, vcpus, address_bits })

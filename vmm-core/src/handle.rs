@@ -1,5 +1,6 @@
 use std::sync::{Arc, MutexGuard, Weak};
 
+use sparkler_devices::Interrupt;
 use thiserror::Error;
 
 use crate::Outcome;
@@ -18,6 +19,7 @@ use crate::machine::Machine;
 /// | [`resume`](Self::resume) | nothing | runs when this returns | [`ControlError::Ended`] |
 /// | [`reset`](Self::reset), after [`ResetAction::End`](crate::ResetAction::End) | ends it: [`Outcome::Reset`] | the same | [`ControlError::Ended`] |
 /// | [`reset`](Self::reset), after [`ResetAction::Restart`](crate::ResetAction::Restart) | starts anew before this returns | the same, and stays paused | [`ControlError::Ended`] |
+/// | [`shutdown`](Self::shutdown) | presses the power button; the rest is up to the guest | the guest sees it when it goes on | [`ControlError::Ended`] |
 ///
 /// A machine that ends while a call waits for something else ends the wait: [`ControlError::Ended`]. One
 /// that ends right after a call has returned `Ok` is the one thing that a caller cannot rule out.
@@ -54,6 +56,9 @@ pub enum ControlError {
     /// It has ended, before the call or during it.
     #[error("the machine has ended")]
     Ended,
+    /// There is no power button: the machine was built without ACPI.
+    #[error("the machine has no power button: it was built without ACPI")]
+    NoPowerButton,
     /// The call waits for the thread that makes it: one of the machine's own, in a device of the caller's.
     #[error("a device's own code cannot wait for its machine: make this call from another thread")]
     OwnThread,
@@ -99,6 +104,25 @@ impl VmHandle {
             None if control.end(Ok(Outcome::Reset)) => Ok(()),
             None => Err(ControlError::Ended),
         })
+    }
+
+    /// Presses the machine's power button, and returns at once. What follows is up to the guest; a machine that is to
+    /// end for sure needs a limit and then [`stop`](Self::stop).
+    ///
+    /// The button is an ACPI one: `PNP0C0C`, with a generic event device, `ACPI0013`, to tell of it. Linux
+    /// needs `CONFIG_ACPI_BUTTON` (a module called `button` in most distributions), and something in user
+    /// space that acts on it: systemd-logind or acpid does, or whatever reads `KEY_POWER` from the button's
+    /// input device. While nothing in the guest listens, as early in its boot, a press is lost.
+    ///
+    /// # Errors
+    /// [`ControlError::Ended`]; [`ControlError::NoPowerButton`] without [`acpi`](crate::VmBuilder::acpi).
+    pub fn shutdown(&self) -> Result<(), ControlError> {
+        let look = self.control.look();
+        let machine = self.machine(&look)?;
+        let button = machine.lines.power_button.as_ref().ok_or(ControlError::NoPowerButton)?;
+        // It can fail only while the machine starts anew, when there is nobody to see it.
+        let _ = button.trigger();
+        Ok(())
     }
 
     /// What it does now.

@@ -45,13 +45,19 @@ pub(crate) struct Machine {
 pub(crate) struct Lines {
     pub(crate) controllers: Interrupts,
     pub(crate) serial: Line,
+    /// If there is ACPI to tell the guest what it means.
+    pub(crate) power_button: Option<Line>,
 }
 
 impl Lines {
+    /// Input of the IOAPIC for the power button: that of COM2, which is not there.
+    pub(crate) const POWER_BUTTON_GSI: u32 = 3;
+
     pub(crate) fn new(acpi: bool) -> std::io::Result<Self> {
         let controllers = Interrupts::new(acpi);
         let serial = controllers.line(SerialPort::COM1_IRQ)?;
-        Ok(Self { controllers, serial })
+        let power_button = acpi.then(|| controllers.line(Self::POWER_BUTTON_GSI)).transpose()?;
+        Ok(Self { controllers, serial, power_button })
     }
 }
 

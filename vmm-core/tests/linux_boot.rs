@@ -4,9 +4,11 @@
 
 mod common;
 
+use std::time::Duration;
+
 use sparkler::cpu::CpuTemplate;
 use sparkler::{
-    Initrd, Kernel, MemorySize, Milestone, Outcome, Protocol, RunningVm, Vm, VmBuilder,
+    Initrd, Kernel, MemorySize, Milestone, Outcome, Protocol, ResetAction, RunningVm, Vm, VmBuilder,
 };
 
 use crate::common::Captured;
@@ -94,4 +96,41 @@ fn memory_above_the_hole_is_seen() {
         text.lines().find_map(|line| line.trim().strip_prefix("memory: ")?.strip_suffix(" kB"));
     assert!(kib.unwrap().trim().parse::<u64>().unwrap() > 5 << 20, "{text}");
     assert!(text.contains("[mem 0x0000000100000000-0x00000001bfffffff] usable"), "{text}");
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn the_power_button_switches_a_stock_kernel_off() {
+    let captured = Captured::default();
+    let builder = linux("quiet end=button").vcpus(2).console(captured.console());
+    let running = builder.build().unwrap().start().unwrap();
+    while !captured.text().contains("waiting for the power button") {
+        assert_eq!(
+            running.wait_timeout(Duration::from_millis(50)),
+            Ok(None),
+            "{}",
+            captured.text()
+        );
+    }
+    running.handle().shutdown().unwrap();
+    assert_eq!(running.wait(), Ok(Outcome::PowerOff), "{}", captured.text());
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn a_stock_kernel_goes_on_after_pauses_and_starts_anew_after_its_reset() {
+    let how = if common::emulated() { "reboot=acpi" } else { "" };
+    let captured = Captured::default();
+    let builder = linux(&format!("quiet end=reboot {how}")).vcpus(2);
+    let builder = builder.on_reset(ResetAction::Restart).console(captured.console());
+    let running = builder.build().unwrap().start().unwrap();
+    let handle = running.handle();
+    while captured.text().matches("init: hello from user space").count() < 2 {
+        handle.pause().unwrap();
+        handle.resume().unwrap();
+        let end = running.wait_timeout(Duration::from_millis(200));
+        assert_eq!(end, Ok(None), "{}", captured.text());
+    }
+    handle.stop();
+    assert_eq!(running.wait(), Ok(Outcome::Stopped));
 }

@@ -1,4 +1,5 @@
-//! `test=interrupts`: the timer of the local APIC, and the UART through the IOAPIC.
+//! `test=interrupts`: the timer of the local APIC, and the UART through the IOAPIC. `test=button`: an
+//! interrupt that the host decides on.
 
 use crate::apic::{self, Apic};
 use crate::clock::Deadline;
@@ -11,6 +12,7 @@ use crate::{TestResult, uart};
 /// About a millisecond: KVM's local APIC counts nanoseconds.
 const TIMER_TICKS: u32 = 1_000_000;
 const UART_LINE: u32 = 4;
+const BUTTON_LINE: u32 = 3;
 /// For all interrupts of one kind.
 const MILLISECONDS: u64 = 5_000;
 const DEFAULT_INTERRUPTS: u64 = 10;
@@ -42,6 +44,23 @@ pub(crate) fn run(cmdline: &Cmdline) -> TestResult {
     uart::text(b"\n");
     uart::key_value(b"uart_interrupts", count(UART_VECTOR));
     result
+}
+
+/// Waits, for as long as it takes, for the interrupt of input `gsi=N` of the IOAPIC. It stands for what a kernel
+/// with ACPI does when the power button is pressed.
+pub(crate) fn button(cmdline: &Cmdline) -> TestResult {
+    let line = cmdline.number(b"gsi")?.unwrap_or(BUTTON_LINE.into());
+    let apic = Apic::open()?;
+    apic::mask_pics();
+    cpl0::set_interrupts(true);
+    apic::route(line as u32, UART_VECTOR, apic.id());
+    uart::text(b"waiting for the button\n");
+    while count(UART_VECTOR) == 0 {
+        core::hint::spin_loop();
+    }
+    cpl0::set_interrupts(false);
+    uart::text(b"the button was pressed\n");
+    Ok(())
 }
 
 /// Sends `wanted` dots; each must be followed by the interrupt that says that it is sent.

@@ -65,6 +65,7 @@ fn run(boot: &BootInfo, cmdline: &Cmdline) -> TestResult {
         b"memory" => memory::run(boot, cmdline),
         b"vcpus" => smp::vcpus(cmdline),
         b"interrupts" => interrupts::run(cmdline),
+        b"button" => interrupts::button(cmdline),
         b"echo" => console::echo(),
         b"sink" => console::sink(cmdline),
         b"print" => console::print(cmdline),

@@ -6,6 +6,7 @@
 //! |---|---|
 //! | `exit=N` | write N to the exit port (this is the default, with the job's exit code or 0) |
 //! | `end=exit\|reboot\|poweroff\|panic\|hang` | end through the exit port, or as Linux would end |
+//! | `end=button` | switch off when the power button is pressed |
 //! | `root=DEVICE` | go over to the ext4 root file system there, and do the job if there is one |
 //! | `ro` | mount it for reading only |
 //! | `job=DEVICE` | where the job is, if not on a disk that says so |
@@ -17,6 +18,7 @@
 //! root. The init's own first act is boot mark 100, so that a timeline shows when user space began; its
 //! second, to load the modules in the initrd's `/modules`.
 
+mod button;
 mod disks;
 mod modules;
 mod ports;
@@ -96,6 +98,10 @@ fn end(end: End, code: u8, ports: &Ports) -> Result<()> {
         End::Exit(asked) => ports.exit(asked.unwrap_or(code)),
         End::Reboot => reboot(RebootCommand::Restart)?,
         End::PowerOff => reboot(RebootCommand::PowerOff)?,
+        End::Button => {
+            button::wait()?;
+            reboot(RebootCommand::PowerOff)?;
+        }
         // Linux panics when its init ends, which is what is asked for.
         End::Panic => return Ok(()),
         End::Hang => {}

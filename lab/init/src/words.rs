@@ -9,6 +9,8 @@ pub(crate) enum End {
     Exit(Option<u8>),
     Reboot,
     PowerOff,
+    /// Switch off when the power button is pressed.
+    Button,
     Panic,
     Hang,
 }
@@ -54,9 +56,10 @@ impl<'a> Words<'a> {
             "exit" => End::Exit(code),
             "reboot" => End::Reboot,
             "poweroff" => End::PowerOff,
+            "button" => End::Button,
             "panic" => End::Panic,
             "hang" => End::Hang,
-            other => bail!("end={other}: want exit, reboot, poweroff, panic or hang"),
+            other => bail!("end={other}: want exit, reboot, poweroff, button, panic or hang"),
         };
         Ok(Self { end, records, root, read_only, job, init })
     }

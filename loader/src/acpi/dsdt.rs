@@ -3,8 +3,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
-    ZERO,
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Method, Name, Notify, Package, Path,
+    ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::sdt::Sdt;
 
@@ -17,6 +17,7 @@ const HEADER_LEN: u32 = 36;
 /// The names `V000` to `VFFF`.
 const VIRTIO_LIMIT: usize = 0x1000;
 const HIGHEST_SLEEP_TYPE: u8 = 7;
+const POWER_BUTTON: &str = "PWRB";
 
 pub(super) fn build(config: &AcpiConfig<'_>) -> Result<Vec<u8>, AcpiError> {
     check(config)?;
@@ -25,6 +26,9 @@ pub(super) fn build(config: &AcpiConfig<'_>) -> Result<Vec<u8>, AcpiError> {
     add_soft_off(&mut aml, config.s5_sleep_type);
     if let Some(uart) = config.uart {
         add_uart(&mut aml, uart);
+    }
+    if let Some(gsi) = config.power_button {
+        add_power_button(&mut aml, gsi);
     }
     for (uid, device) in (0u32..).zip(config.virtio_mmio) {
         add_virtio_mmio(&mut aml, uid, device)?;
@@ -57,6 +61,28 @@ fn add_uart(aml: &mut Vec<u8>, uart: Uart) {
     let interrupt = Interrupt::new(true, true, false, false, uart.gsi);
     let resources = ResourceTemplate::new(vec![&io, &interrupt]);
     add_device(aml, "COM1", &id, &ZERO, &resources);
+}
+
+/// A control method power button (section 4.8.3.1.1.2), and the generic event device (section 5.6.9) that tells of
+/// it: its one interrupt is one press.
+fn add_power_button(aml: &mut Vec<u8>, gsi: u32) {
+    const PRESSED: u8 = 0x80;
+    let button = EISAName::new("PNP0C0C");
+    let button = Name::new("_HID".into(), &button);
+    let uid = Name::new("_UID".into(), &ZERO);
+    let button = Device::new(POWER_BUTTON.into(), vec![&button, &uid]);
+    Scope::new("_SB_".into(), vec![&button]).to_aml_bytes(aml);
+
+    let hardware_id = Name::new("_HID".into(), &"ACPI0013");
+    // A consumer, edge-triggered, active high, not shared.
+    let interrupt = Interrupt::new(true, true, false, false, gsi);
+    let resources = ResourceTemplate::new(vec![&interrupt]);
+    let resources = Name::new("_CRS".into(), &resources);
+    let button = Path::new(POWER_BUTTON);
+    let notify = Notify::new(&button, &PRESSED);
+    let event = Method::new("_EVT".into(), 1, true, vec![&notify]);
+    let events = Device::new("GED0".into(), vec![&hardware_id, &uid, &resources, &event]);
+    Scope::new("_SB_".into(), vec![&events]).to_aml_bytes(aml);
 }
 
 /// `LNRO0005` is the id to which Linux's virtio-mmio driver listens.

@@ -35,6 +35,9 @@ pub struct AcpiConfig<'a> {
     pub reset_value: u8,
     /// The serial port, if there is one.
     pub uart: Option<Uart>,
+    /// The power button's interrupt, if it has one: edge-triggered, active high, not shared. An edge tells
+    /// that the button was pressed.
+    pub power_button: Option<u32>,
     /// The virtio devices, in the order in which the guest shall find them: at most 4096.
     pub virtio_mmio: &'a [VirtioMmio],
 }

@@ -9,6 +9,7 @@ const CONFIG: AcpiConfig<'_> = AcpiConfig {
     reset: 0x602,
     reset_value: 1,
     uart: Some(Uart { port: 0x3f8, gsi: 4 }),
+    power_button: Some(3),
     virtio_mmio: &[
         VirtioMmio { address: 0xd000_0000, size: 0x1000, gsi: 5 },
         VirtioMmio { address: 0xd000_1000, size: 0x1000, gsi: 6 },
@@ -108,20 +109,25 @@ fn madt_lists_processors_by_the_size_of_their_ids() {
 }
 
 #[test]
-fn dsdt_has_soft_off_the_uart_and_virtio_devices() {
+fn dsdt_has_soft_off_the_uart_the_power_button_and_virtio_devices() {
     let [.., dsdt] = tables(&CONFIG);
     let count = |part: &[u8]| dsdt.windows(part.len()).filter(|window| *window == part).count();
     assert_eq!(count(b"\x08_S5_\x12\x07\x04\x0a\x05\x00\x00\x00"), 1);
     assert_eq!(count(b"COM1"), 1);
     // I/O 0x3f8 with eight ports; interrupt 4: consumer, edge, high, exclusive.
     assert_eq!(count(&[0x47, 1, 0xf8, 3, 0xf8, 3, 1, 8, 0x89, 6, 0, 3, 1, 4, 0, 0, 0]), 1);
+    // PNP0C0C as an EISA id; then a method of one argument, serialized, that tells the button of a press.
+    assert_eq!(count(b"PWRB\x08_HID\x0c\x41\xd0\x0c\x0c"), 1);
+    assert_eq!(count(&[0x89, 6, 0, 3, 1, 3, 0, 0, 0]), 1);
+    assert_eq!(count(b"\x14\x0d_EVT\x09\x86PWRB\x0a\x80"), 1);
     assert_eq!(count(b"LNRO0005"), 2);
     assert_eq!((count(b"V000"), count(b"V001")), (1, 1));
     // 32-bit memory, writable; interrupt 6: consumer, edge, high, shared.
     let resources = [0x86, 9, 0, 1, 0, 0x10, 0, 0xd0, 0, 0x10, 0, 0, 0x89, 6, 0, 11, 1, 6, 0, 0, 0];
     assert_eq!(count(&resources), 1);
 
-    let [.., empty] = tables(&AcpiConfig { uart: None, virtio_mmio: &[], ..CONFIG });
+    let [.., empty] =
+        tables(&AcpiConfig { uart: None, power_button: None, virtio_mmio: &[], ..CONFIG });
     assert_eq!(empty.len(), 36 + 13);
 }
 

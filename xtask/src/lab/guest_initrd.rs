@@ -10,7 +10,7 @@ use crate::setup::Kernel;
 use crate::step;
 
 /// In the order in which they are loaded: what one needs comes before it.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 10] = [
     "virtio_ring",
     "virtio",
     "virtio_mmio",
@@ -19,6 +19,8 @@ const MODULES: [&str; 8] = [
     "failover",
     "net_failover",
     "virtio_net",
+    "button",
+    "evdev",
 ];
 
 /// Packs it anew into `cache`.
