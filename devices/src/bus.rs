@@ -18,6 +18,19 @@ pub trait BusDevice: Send + Sync {
     fn reset(&self) {}
 }
 
+/// So that others can keep a hold of a device, too.
+impl<T: BusDevice + ?Sized> BusDevice for Arc<T> {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        (**self).read(offset, data);
+    }
+    fn write(&self, offset: u64, data: &[u8]) {
+        (**self).write(offset, data);
+    }
+    fn reset(&self) {
+        (**self).reset();
+    }
+}
+
 /// Why a device cannot sit on a bus at the range asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[non_exhaustive]

@@ -1,14 +1,15 @@
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::thread;
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
-use sparkler_devices::power;
 use sparkler_devices::serial::SerialPort;
 use sparkler_devices::virtio::VirtioDevice;
 use sparkler_devices::virtio::block::{Block, Disk};
 use sparkler_devices::virtio::net::{Net, NetDevice};
+use sparkler_devices::{Bus, BusDevice, power};
 use sparkler_loader::acpi::{self, AcpiConfig, Uart, VirtioMmio};
 use sparkler_loader::{BootConfig, Cmdline, Entry, Initrd, Kernel, mptable};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -19,6 +20,7 @@ use crate::cpu::{CpuModel, CpuTemplate, CpuidEntry};
 use crate::error::KvmError;
 use crate::machine::{GuestSpace, Lines, Machine, SerialConsole, ports};
 use crate::memory::{Ranges, RegionKind, SharedRegions};
+use crate::own_devices::{AddressSpace, OwnDevices};
 use crate::placement::Threads;
 use crate::restart::ResetAction;
 use crate::sys::kernel_pages::KernelPages;
@@ -46,6 +48,7 @@ pub struct VmBuilder {
     placement: Placement,
     console: Option<Console>,
     devices: Devices,
+    own_devices: OwnDevices,
     on_reset: ResetAction,
 }
 
@@ -86,6 +89,7 @@ impl VmBuilder {
             placement: Placement::new(),
             console: None,
             devices: Devices::default(),
+            own_devices: OwnDevices::default(),
             on_reset: ResetAction::End,
         }
     }
@@ -216,6 +220,63 @@ impl VmBuilder {
         self.device(NetDevice::new(net))
     }
 
+    /// Adds a device of your own at I/O ports. Several vCPUs may be in it at once; while one is, it runs no
+    /// guest code, so the device must not wait for long.
+    ///
+    /// ```no_run
+    /// use std::sync::Arc;
+    /// use std::sync::atomic::{AtomicU8, Ordering};
+    /// use sparkler::{BusDevice, Kernel, Vm};
+    ///
+    /// /// One byte that guest and host share.
+    /// #[derive(Default)]
+    /// struct Latch(AtomicU8);
+    ///
+    /// impl BusDevice for Latch {
+    ///     fn read(&self, _offset: u64, data: &mut [u8]) {
+    ///         data.fill(self.0.load(Ordering::SeqCst));
+    ///     }
+    ///     fn write(&self, _offset: u64, data: &[u8]) {
+    ///         // One access of the guest, or a string instruction's many to the same port.
+    ///         if let Some(&value) = data.last() {
+    ///             self.0.store(value, Ordering::SeqCst);
+    ///         }
+    ///     }
+    ///     fn reset(&self) {
+    ///         self.0.store(0, Ordering::SeqCst);
+    ///     }
+    /// }
+    ///
+    /// let latch = Arc::new(Latch::default());
+    /// let builder = Vm::builder()
+    ///     .kernel(Kernel::file("/boot/vmlinuz")?)
+    ///     .port_device(0x510..=0x510, latch.clone());
+    /// # Ok::<(), sparkler::ImageError>(())
+    /// ```
+    ///
+    /// [`build`](Self::build) refuses a range where something answers already: a device of the machine or of
+    /// KVM (see [`OwnDeviceError`](crate::OwnDeviceError)).
+    pub fn port_device(
+        mut self,
+        ports: RangeInclusive<u16>,
+        device: impl BusDevice + 'static,
+    ) -> Self {
+        let ports = (*ports.start()).into()..=(*ports.end()).into();
+        self.own_devices.add(AddressSpace::Ports, ports, Arc::new(device));
+        self
+    }
+
+    /// Adds a device of your own at guest-physical addresses. It should lie between 3 and 4 GiB or above
+    /// all memory. Otherwise as [`port_device`](Self::port_device).
+    pub fn mmio_device(
+        mut self,
+        addresses: RangeInclusive<u64>,
+        device: impl BusDevice + 'static,
+    ) -> Self {
+        self.own_devices.add(AddressSpace::Addresses, addresses, Arc::new(device));
+        self
+    }
+
     /// Whether the machine describes itself by ACPI tables (the default). Without, it has an MP table
     /// and a PIT instead, for kernels built without ACPI; it cannot be powered off then, only reset.
     pub fn acpi(mut self, on: bool) -> Self {
@@ -243,6 +304,7 @@ impl VmBuilder {
         let devices = std::mem::take(&mut self.devices.0);
         let threads = Arc::new(self.placement.resolve(count)?);
         let ranges = self.checked_ranges()?;
+        self.own_devices.check(self.blueprint.acpi, &ranges)?;
         let shared = std::mem::take(&mut self.shared_regions);
         if self.blueprint.kernel.is_none() {
             return Err(BuildError::NoKernel);
@@ -291,12 +353,16 @@ impl VmBuilder {
         let serial =
             SerialConsole::new(lines.serial.clone(), console.is_some(), Console::BUFFER_SIZE)
                 .map_err(KvmError::EventFd)?;
-        let ports = ports(&serial.port, &control, self.on_reset)?;
+        let mut ports = ports(&serial.port, &control, self.on_reset)?;
+        let mut mmio = Bus::new();
+        self.own_devices
+            .check_below(1u64.checked_shl(hardware.address_bits).unwrap_or(u64::MAX))?;
+        self.own_devices.insert(&mut ports, &mut mmio)?;
         slots.iter().for_each(|slot| slot.report_panics(&control));
         // Kept only where it may be wanted again: there may be a large kernel in it.
         let restart = self.on_reset == ResetAction::Restart;
         let blueprint = restart.then_some(self.blueprint);
-        let machine = Machine::new(ports, slots, hardware, space, lines, blueprint)?;
+        let machine = Machine::new(ports, mmio, slots, hardware, space, lines, blueprint)?;
         control.recorder().record(Milestone::Built);
         Ok(Vm::new(machine, serial, console, threads, control))
     }

@@ -8,7 +8,7 @@ use thiserror::Error;
 use vmm_sys_util::errno;
 
 use crate::cpu::CpuTemplateError;
-use crate::{MemoryError, MemorySize, PlacementError, RestartError};
+use crate::{MemoryError, MemorySize, OwnDeviceError, PlacementError, RestartError};
 
 /// Why [`VmBuilder::build`](crate::VmBuilder::build) made no machine.
 #[derive(Debug, Error)]
@@ -81,6 +81,9 @@ pub enum BuildError {
     /// What the vCPU starts with cannot be written to guest memory.
     #[error("cannot write page tables and reset vector to guest memory")]
     BootState(#[source] vm_memory::GuestMemoryError),
+    /// A device of the caller's own cannot be where it was asked to be.
+    #[error(transparent)]
+    OwnDevice(#[from] OwnDeviceError),
     /// Two devices want the same addresses.
     #[error("cannot place a device")]
     Device(#[from] BusError),

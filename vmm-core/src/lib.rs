@@ -12,6 +12,7 @@ pub mod host;
 mod machine;
 mod memory;
 mod outcome;
+mod own_devices;
 mod placement;
 mod restart;
 mod running;
@@ -56,9 +57,11 @@ pub use crate::memory::{
     SharedRegion, SharedRegionError,
 };
 pub use crate::outcome::{Crash, CrashReason, Outcome};
+pub use crate::own_devices::{AddressSpace, OwnDeviceError};
 pub use crate::placement::{CpuSet, ParseCpuSetError, Placement, PlacementError};
 pub use crate::restart::{ResetAction, RestartError};
 pub use crate::running::RunningVm;
 pub use crate::stats::{DeviceStats, ExitStats, Stats};
 pub use crate::timeline::{Event, Milestone, Timeline};
 pub use crate::vm::Vm;
+pub use sparkler_devices::BusDevice;

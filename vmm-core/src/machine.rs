@@ -73,13 +73,13 @@ pub(crate) struct GuestSpace {
 impl Machine {
     pub(crate) fn new(
         ports: Bus,
+        mut mmio: Bus,
         slots: Vec<Slot>,
         hardware: Hardware,
         space: GuestSpace,
         lines: Lines,
         blueprint: Option<Blueprint>,
     ) -> Result<Self, BusError> {
-        let mut mmio = Bus::new();
         if let Some(device) = lines.controllers.device() {
             mmio.insert(layout::IOAPIC.0, IoApic::LENGTH, device)?;
         }

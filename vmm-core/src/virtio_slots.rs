@@ -2,6 +2,7 @@
 //! interrupt, and its place on the bus.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,10 +16,13 @@ use crate::arch::x86_64::{Interrupts, Line};
 use crate::control::Control;
 use crate::error::KvmError;
 use crate::placement::Threads;
-use crate::{DeviceStats, RunError};
+use crate::{DeviceStats, RunError, VmBuilder};
 
 /// Where the first register window is; the others follow.
 const FIRST_WINDOW: u64 = 0xd000_0000;
+/// All windows that there can be.
+pub(crate) const WINDOWS: RangeInclusive<u64> =
+    FIRST_WINDOW..=FIRST_WINDOW + VmBuilder::MAX_DEVICES as u64 * MmioTransport::SIZE - 1;
 /// Inputs of the IOAPIC that no legacy device takes. Devices beyond them share.
 const FIRST_GSI: u32 = 5;
 const LAST_GSI: u32 = 23;

@@ -80,6 +80,11 @@ impl Ranges {
         Ok(())
     }
 
+    /// All ranges.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Range<u64>> {
+        self.0.iter().map(|(range, _)| range)
+    }
+
     /// The ranges that are RAM.
     pub(crate) fn ram(&self) -> impl Iterator<Item = (&Range<u64>, RegionKind)> {
         self.0.iter().filter(|(_, kind)| *kind != RegionKind::Shared).map(|(r, kind)| (r, *kind))

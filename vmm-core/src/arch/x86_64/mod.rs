@@ -11,6 +11,8 @@ mod msr_filter;
 mod supported_cpuid;
 mod template;
 
+use std::ops::RangeInclusive;
+
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Kvm, VcpuFd};
 use sparkler_loader::Entry;
@@ -24,6 +26,15 @@ pub use self::template::{CpuTemplate, CpuTemplateError, Missing};
 use crate::BuildError;
 use crate::cpu::CpuModel;
 use crate::error::KvmError;
+
+/// The ports at which the legacy interrupt controllers answer, or would.
+pub(crate) const PORTS_OF_PICS: [RangeInclusive<u64>; 3] =
+    [0x20..=0x21, 0xa0..=0xa1, 0x4d0..=0x4d1];
+/// The ports at which KVM's PIT answers, if there is one, and its gate.
+pub(crate) const PORTS_OF_PIT: [RangeInclusive<u64>; 2] = [0x40..=0x43, 0x61..=0x61];
+/// I/O APIC, local APICs, and what KVM keeps in the hole (TSS, identity map).
+pub(crate) const ADDRESSES_OF_KVM: [RangeInclusive<u64>; 3] =
+    [0xfec0_0000..=0xfec0_0fff, 0xfee0_0000..=0xfee0_0fff, 0xfffb_c000..=0xfffc_0000];
 
 /// What all vCPUs of a machine have in common.
 pub(crate) struct VcpuTemplate<'a> {
