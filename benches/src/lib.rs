@@ -2,6 +2,7 @@
 
 pub mod floor;
 mod large_kernel;
+pub mod samples;
 
 pub use large_kernel::large_kernel;
 

@@ -69,6 +69,11 @@ impl MicrovmKernel {
         }
         Ok(Self { package: package.version, folder })
     }
+
+    /// The kernel as an ELF file.
+    pub(crate) fn vmlinux(&self) -> PathBuf {
+        self.folder.join("vmlinux")
+    }
 }
 
 /// Builds in `scratch`, and tells in which folder of it the products are.

@@ -1,9 +1,9 @@
-//! The project's own commands: `cargo xtask demo | test | lab | kernel | bench-disk | bench-net`.
+//! The project's own commands: `cargo xtask demo | test | bench | lab | kernel`.
 //!
 //! Each sets itself up on a fresh machine (Debian packages, Rust targets, the lab's kernel) and
 //! keeps what it made under `target/lab`.
 
-mod bench_linux;
+mod bench;
 mod cargo;
 mod demo;
 mod host;
@@ -31,10 +31,8 @@ enum Task {
     Demo,
     /// Run every tier of tests that this host can run, and say what was skipped and why
     Test(test::Options),
-    /// Measure disks under a stock kernel next to other monitors, in the lab or on hardware KVM
-    BenchDisk(bench_linux::DiskOptions),
-    /// Measure networks under a stock kernel next to other monitors, in the lab or on hardware KVM
-    BenchNet(bench_linux::NetOptions),
+    /// Measure boots next to the bare-KVM floor and to other monitors, and write a report
+    Bench(bench::Options),
     /// Build a small kernel for microVMs from Debian's sources
     Kernel(kernel::Options),
     /// Run a command, or a shell, on a host with hardware-like KVM that QEMU emulates
@@ -45,8 +43,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
-        Task::BenchDisk(options) => bench_linux::disk(&options),
-        Task::BenchNet(options) => bench_linux::net(&options),
+        Task::Bench(options) => bench::run(&options),
         Task::Kernel(options) => kernel::run(&options),
         Task::Lab(options) => return lab::run(&options),
     };

@@ -151,7 +151,8 @@ fn rust_target(target: &str) -> Result<()> {
     Ok(())
 }
 
-fn debian_packages(programs: &[(&str, &str)]) -> Result<()> {
+/// Installs the packages of those programs that are not there.
+pub(crate) fn debian_packages(programs: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> = programs
         .iter()
         .filter(|(program, _)| find_program(program).is_none())

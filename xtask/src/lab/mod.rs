@@ -20,6 +20,7 @@ use crate::cargo::{self, LAB_TARGET, Workspace};
 use crate::setup::{self, Kernel};
 
 pub(crate) use files::Shared;
+pub(crate) use image::pack_cpio;
 pub(crate) use programs::with_libraries;
 pub(crate) use qemu::{Ended, Io};
 
@@ -134,6 +135,8 @@ pub(crate) struct Guest {
     pub(crate) kernel: Kernel,
     /// An initrd with our init, and the modules that it loads.
     pub(crate) initrd: PathBuf,
+    /// The init in it, linked statically.
+    pub(crate) init: PathBuf,
     cache: PathBuf,
 }
 
@@ -154,7 +157,12 @@ impl Guest {
         let _lock = lock(&cache)?;
         let kernel = setup::kernel(&cache.join("kernel"))?;
         let initrd = guest_initrd::pack(&cache, &init, &kernel)?;
-        Ok(Self { sparkler: find("sparkler"), kernel, initrd, cache })
+        Ok(Self { sparkler: find("sparkler"), kernel, initrd, init, cache })
+    }
+
+    /// Where things are kept that take long to make.
+    pub(crate) fn cache(&self) -> &Path {
+        &self.cache
     }
 
     /// A disk with a Debian root file system, which must not be written to. Made unless it is there,

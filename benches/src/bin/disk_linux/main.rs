@@ -1,5 +1,5 @@
 //! What a disk gives a stock Linux, next to QEMU's microvm and, if `FIRECRACKER` names one, Firecracker:
-//! `cargo xtask bench-disk`, which runs it in the lab or on hardware KVM.
+//! `cargo xtask bench disk`, which runs it in the lab or on hardware KVM.
 //!
 //! Every monitor boots the same kernel and initrd with the same Debian root, one vCPU and 512 MiB, and
 //! fio does the same jobs there with a disk whose image is on a tmpfs. The monitors take turns; each

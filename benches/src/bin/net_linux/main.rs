@@ -1,5 +1,5 @@
 //! What a network on a tap gives a stock Linux, next to QEMU's microvm without and with vhost and, if
-//! `FIRECRACKER` names one, Firecracker: `cargo xtask bench-net`, which runs it in the lab or on hardware KVM.
+//! `FIRECRACKER` names one, Firecracker: `cargo xtask bench net`, which runs it in the lab or on hardware KVM.
 //!
 //! Every monitor boots the same kernel and initrd with the same Debian root, one vCPU and 512 MiB, on a tap
 //! of its own in a network namespace of this program's. The other end is this host. The monitors take

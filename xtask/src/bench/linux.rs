@@ -1,25 +1,18 @@
-//! `cargo xtask bench-disk` and `bench-net`: a stock kernel's devices, next to QEMU's microvm and Firecracker.
+//! `cargo xtask bench disk` and `bench net`: a stock kernel's devices, next to QEMU's microvm and Firecracker.
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use std::env;
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
+use super::peers::add_qemu;
 use crate::cargo::{self, LAB_TARGET};
 use crate::host::Kvm;
-use crate::lab::{Binary, Ended, Guest, Io, Lab, ROOT_DISK, Run, Shared, with_libraries};
+use crate::lab::{Binary, Ended, Guest, Io, Lab, ROOT_DISK, Run, Shared};
 use crate::setup;
-
-/// What QEMU's microvm machine reads besides its program.
-const FIRMWARE: [&str; 4] = [
-    "/usr/share/seabios/bios-microvm.bin",
-    "/usr/share/qemu/bios-microvm.bin",
-    "/usr/share/qemu/linuxboot_dma.bin",
-    "/usr/share/qemu/pvh.bin",
-];
 
 /// Another monitor's binary and kernel, which take part if these variables name them.
 const FIRECRACKER: [(&str, &str); 2] =
@@ -100,10 +93,8 @@ fn in_the_lab(guest: Guest, bench: &Path, words: &[String]) -> Result<ExitCode> 
     let mut run = Run { timeout: None, ..Run::new(command, Duration::ZERO) };
     run.add_root_disk(lab.guest())?;
     run.files.push(Shared { host: bench.to_owned(), guest: "/root/bench".into() });
-    run.files.extend(with_libraries(&["qemu-system-x86_64"])?);
+    add_qemu(&mut run)?;
     run.add_network_programs()?;
-    let firmware = FIRMWARE.map(PathBuf::from).into_iter().filter(|file| file.is_file());
-    run.files.extend(firmware.map(|file| Shared { host: file.clone(), guest: file }));
     for (variable, place) in FIRECRACKER {
         if let Some(host) = env::var_os(variable) {
             run.files.push(Shared { host: std::path::absolute(host)?, guest: place.into() });

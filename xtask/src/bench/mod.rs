@@ -1,0 +1,37 @@
+//! `cargo xtask bench`: what a boot costs next to other monitors; `bench disk`, `bench net`: what
+//! disks and networks give.
+
+mod boot;
+mod linux;
+mod machine_files;
+mod peers;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Options {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    boot: boot::Options,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// Measure disks under a stock kernel, in the lab or on hardware KVM
+    Disk(linux::DiskOptions),
+    /// Measure networks under a stock kernel, in the lab or on hardware KVM
+    Net(linux::NetOptions),
+}
+
+/// Measures, and reports.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    match &options.what {
+        None => boot::run(&options.boot),
+        Some(What::Disk(options)) => linux::disk(options),
+        Some(What::Net(options)) => linux::net(options),
+    }
+}
