@@ -61,6 +61,12 @@ impl Chain {
         self.head
     }
 
+    /// How many descriptors of the queue's own table it takes, until it is pushed.
+    #[must_use]
+    pub fn descriptors(&self) -> u16 {
+        self.layout.descriptors
+    }
+
     /// How many bytes the device may read.
     #[must_use]
     pub fn readable_len(&self) -> usize {

@@ -108,6 +108,8 @@ pub(super) struct Layout {
     pub(super) readable: usize,
     pub(super) readable_len: usize,
     pub(super) writable_len: usize,
+    /// How many descriptors of the queue's own table it takes.
+    pub(super) descriptors: u16,
 }
 
 impl Layout {
@@ -131,6 +133,9 @@ impl Layout {
         let mut count = 0u16;
         loop {
             let descriptor = table.read(memory, index)?;
+            if !in_indirect {
+                self.descriptors = self.descriptors.saturating_add(1);
+            }
             if descriptor.refers_to_indirect_table() {
                 if in_indirect {
                     return Err(ChainError::NestedIndirect);

@@ -62,11 +62,6 @@ impl Filter {
         self.mac = mac.bytes();
     }
 
-    /// Whether it lets everything through.
-    pub(super) fn is_open(&self) -> bool {
-        self.promiscuous
-    }
-
     /// Whether a frame for `destination` is let through.
     pub(super) fn accepts(&self, destination: Address) -> bool {
         const BROADCAST: Address = [0xff; 6];

@@ -143,6 +143,19 @@ impl FrameHeader {
     }
 }
 
+/// Whether a driver that takes `allowed` can be given a frame with these `flags` and this `gso_type`.
+pub(super) fn is_allowed(flags: u8, gso_type: u8, allowed: Offloads) -> bool {
+    let Offloads { checksum, tcp4, tcp6, ecn, udp4, udp6 } = allowed;
+    let segments = match gso_type & !GSO_ECN {
+        GSO_NONE => true,
+        GSO_TCPV4 => tcp4,
+        GSO_TCPV6 => tcp6,
+        GSO_UDP_L4 => udp4 || udp6,
+        _ => false,
+    };
+    segments && (checksum || flags & NEEDS_CSUM == 0) && (ecn || gso_type & GSO_ECN == 0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

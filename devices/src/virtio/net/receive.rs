@@ -7,8 +7,8 @@ use thiserror::Error;
 
 use super::super::{Chain, DeviceError, Queue};
 use super::backend::{BackendError, MIN_FRAME_LEN, NetBackend, Room};
-use super::filter::Filter;
-use super::header::{HEADER_LEN, NUM_BUFFERS};
+use super::filter::{Address, Filter};
+use super::header::{self, HEADER_LEN, NUM_BUFFERS};
 use super::offloads::Offloads;
 use super::rate_limit::Limiter;
 use super::room::SPILL_LEN;
@@ -232,13 +232,25 @@ impl Receive {
         }
         if len < HEADER_LEN.saturating_add(MIN_FRAME_LEN) {
             count(&counters.received_malformed, 1);
-        } else if !link {
+            return Ok(());
+        }
+        if !link {
             count(&counters.received_without_link, 1);
-        } else if !filter.is_open() && !filter.accepts(self.destination(direct)?) {
+            return Ok(());
+        }
+        let Start { flags, kind, destination } = self.start(direct)?;
+        if !header::is_allowed(flags, kind, self.offloads) {
+            // A frame that a tap held while the driver changed its mind.
+            count(&counters.received_malformed, 1);
+        } else if !filter.accepts(destination) {
             count(&counters.received_filtered, 1);
         } else if !self.mergeable && len > direct {
             count(&counters.received_too_long, 1);
         } else {
+            if flags != 0 && !self.offloads.checksum {
+                // Nothing may be said of the checksum then (5.1.6.4.1), though a tap does.
+                run::write_at(&self.chains, 0, &[0])?;
+            }
             self.expect(len);
             self.deliver(frame, state)?;
         }
@@ -257,7 +269,7 @@ impl Receive {
         }
     }
 
-    /// Gives a frame to the driver. False if it has to wait for buffers.
+    /// Gives a frame to the driver, or drops it if it can never fit. False if it has to wait for buffers.
     fn deliver(&mut self, frame: Arrived, state: &State) -> Result<bool, DeviceError> {
         let Arrived { len, direct } = frame;
         let (mut room, mut count_of) = (0usize, 0usize);
@@ -267,6 +279,11 @@ impl Receive {
                 Some(len) => len,
                 None => match self.take()? {
                     Some((len, _)) => len,
+                    None if self.has_all() => {
+                        self.waiting = None;
+                        count(&state.counters.received_too_long, 1);
+                        return Ok(true);
+                    }
                     None => {
                         self.waiting = Some(frame);
                         self.starve(state);
@@ -293,6 +310,14 @@ impl Receive {
         Ok(true)
     }
 
+    /// Whether the driver has no descriptors left for another buffer as large as the last one: without
+    /// getting some back it cannot offer more.
+    fn has_all(&self) -> bool {
+        let taken = self.chains.iter().map(Chain::descriptors);
+        let last = self.chains.back().map_or(0, Chain::descriptors);
+        taken.fold(last, u16::saturating_add) > self.queue.size()
+    }
+
     /// Writes what is missing of a frame in the first `chains`: what lies in the spill, and the header's
     /// number of chains.
     fn complete(&self, len: usize, direct: usize, chains: usize) -> Result<(), DeviceError> {
@@ -300,25 +325,33 @@ impl Receive {
         if spilled > 0 {
             run::write_at(&self.chains, direct, self.spill.get(..spilled).unwrap_or_default())?;
         }
-        if !self.offloads.checksum {
-            // Nothing may be said of the checksum then (5.1.6.4.1), though a tap does.
-            run::write_at(&self.chains, 0, &[0])?;
-        }
         let number = if self.mergeable { u16::try_from(chains).unwrap_or(1) } else { 1 };
         run::write_at(&self.chains, NUM_BUFFERS, &number.to_le_bytes())?;
         Ok(())
     }
 
-    /// Where the frame goes that was received last, and fills the first `direct` bytes of the chains.
-    fn destination(&self, direct: usize) -> Result<[u8; 6], DeviceError> {
-        let mut bytes = [0; 6];
-        let in_chains = direct.saturating_sub(HEADER_LEN).min(bytes.len());
+    /// The start of the frame that was received last, and fills the first `direct` bytes of the chains.
+    fn start(&self, direct: usize) -> Result<Start, DeviceError> {
+        let mut bytes = [0; Start::LEN];
+        let in_chains = direct.min(bytes.len());
         let (here, behind) = bytes.split_at_mut(in_chains);
-        run::read_at(&self.chains, HEADER_LEN, here)?;
-        let from = HEADER_LEN.saturating_add(in_chains).saturating_sub(direct);
-        for (to, from) in behind.iter_mut().zip(self.spill.iter().skip(from)) {
+        run::read_at(&self.chains, 0, here)?;
+        // Without a frame that is longer than the chains, there is nothing behind.
+        for (to, from) in behind.iter_mut().zip(&self.spill) {
             *to = *from;
         }
-        Ok(bytes)
+        let [flags, kind, _, _, _, _, _, _, _, _, _, _, destination @ ..] = bytes;
+        Ok(Start { flags, kind, destination })
     }
+}
+
+/// The start of a frame, with its header.
+struct Start {
+    flags: u8,
+    kind: u8,
+    destination: Address,
+}
+
+impl Start {
+    const LEN: usize = HEADER_LEN + size_of::<Address>();
 }

@@ -104,6 +104,8 @@ impl NetBackend for Tap {
         }
         let flag = if active { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
         match sys::set_queue(self.queue.as_fd(), flag) {
+            // The answer to a detached queue whose interface was deleted: `receive` will find out.
+            Err(error) if active && error.raw_os_error() == Some(libc::EINVAL) => {}
             Err(error) if !is_gone(&error) => return Err(error),
             _ => {}
         }

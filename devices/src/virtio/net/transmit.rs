@@ -23,6 +23,8 @@ pub(super) struct Transmit {
     parked: Option<Parked>,
     /// The backend takes nothing now.
     blocked: bool,
+    /// It has taken nothing since it said so first.
+    paused: bool,
     /// The backend holds frames that it could not pass on yet.
     unflushed: bool,
     /// Until then the rate limit lets nothing through.
@@ -49,7 +51,15 @@ pub(super) enum Moved {
 impl Transmit {
     pub(super) fn new(queue: Queue, offloads: Offloads) -> Self {
         let (parked, held_until) = (None, None);
-        Self { queue, offloads, parked, blocked: false, unflushed: false, held_until }
+        Self {
+            queue,
+            offloads,
+            parked,
+            blocked: false,
+            paused: false,
+            unflushed: false,
+            held_until,
+        }
     }
 
     /// The backend may take frames again.
@@ -106,7 +116,9 @@ impl Transmit {
                     count(&state.counters.sent_refused, 1);
                 }
                 Err(Fault::Backend(BackendError::WouldBlock)) => {
-                    count(&state.counters.send_paused, 1);
+                    if !std::mem::replace(&mut self.paused, true) {
+                        count(&state.counters.send_paused, 1);
+                    }
                     self.parked = Some(Parked { chain, charged: true });
                     self.blocked = true;
                     break;
@@ -117,6 +129,7 @@ impl Transmit {
                     return Ok(Moved::Gone);
                 }
             }
+            self.paused = false;
             self.queue.push(chain, 0)?;
             moved = Moved::Some;
         }

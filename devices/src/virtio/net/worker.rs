@@ -28,7 +28,7 @@ pub(super) fn run(device: &mut NetDevice, session: &mut Session) -> Result<(), D
     let control = control.and_then(|index| take(&mut queues, index));
     let pairs = (0u16..).zip(backends);
     let pairs = pairs.map(|(index, backend)| Pair::new(index, backend, &mut queues, features));
-    let card = Card { pairs: pairs.collect(), filter: Filter::new(*mac), state };
+    let card = Card { pairs: pairs.collect(), filter: Filter::new(*mac), carrier: None, state };
     let control = control.map(|queue| Control::new(queue, features));
     let worker = Worker { session, card, control, send_limiter, receive_limiter };
     let result = worker.serve(Offloads::receive_negotiated(features));
@@ -159,6 +159,8 @@ impl<'a> Pair<'a> {
 struct Card<'a> {
     pairs: Vec<Pair<'a>>,
     filter: Filter,
+    /// What was said of the cable's other end.
+    carrier: Option<bool>,
     state: &'a State,
 }
 
@@ -198,10 +200,12 @@ impl Card<'_> {
         Ok(())
     }
 
-    /// Unplugs the cable if there is nothing left at its other end.
-    fn check_carrier(&self) {
-        if self.pairs.iter().all(|pair| pair.backend.is_none()) {
-            self.state.set_carrier(false);
+    /// The cable is as good as unplugged if there is nothing at its other end.
+    fn check_carrier(&mut self) {
+        let carrier = self.pairs.iter().any(|pair| pair.active && pair.backend.is_some());
+        if self.carrier != Some(carrier) {
+            self.carrier = Some(carrier);
+            self.state.set_carrier(carrier);
         }
     }
 }
@@ -260,7 +264,7 @@ impl Worker<'_> {
             let state = self.card.state;
             more |= control.work(&mut self.card, state)?;
         }
-        let Card { pairs, filter, state } = &mut self.card;
+        let Card { pairs, filter, state, .. } = &mut self.card;
         for pair in pairs.iter_mut().filter(|pair| pair.active) {
             more |= pair.work(self.send_limiter, self.receive_limiter, filter, state)?;
         }

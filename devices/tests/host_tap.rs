@@ -1,0 +1,367 @@
+//! A card on a tap of this host's kernel, in a network namespace of the test's own.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+// A failed unwrap is a failed test.
+
+mod net_common;
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use net_common::*;
+use sparkler_devices::virtio::mock::PATIENCE;
+use sparkler_devices::virtio::net::{Net, NetError};
+
+/// Local experimental Ethertype: no kernel sends such frames by itself.
+const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
+const TCP4: usize = 14 + 20 + 20;
+
+/// Moves the test's thread, and the threads that it starts, into a new network namespace.
+fn isolate() {
+    // SAFETY: unshare takes an integer, and only this thread's view of the network changes.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "the test must run as root");
+}
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+fn exists(interface: &str) -> bool {
+    let name = CString::new(interface).unwrap();
+    // SAFETY: the name ends with a zero.
+    unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
+}
+
+/// A socket that sends and receives whole frames on an interface of the host, with a header of 10 bytes
+/// before each (`PACKET_VNET_HDR`).
+struct Host(OwnedFd);
+
+impl Host {
+    fn new(interface: &str) -> Self {
+        let name = CString::new(interface).unwrap();
+        let all = u16::to_be(libc::ETH_P_ALL.try_into().unwrap());
+        // SAFETY: each call gets pointers to values of the types and lengths that it is told.
+        unsafe {
+            let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, all.into());
+            assert!(fd >= 0);
+            let socket = Self(OwnedFd::from_raw_fd(fd));
+            let on = 1i32;
+            let option = |level, name, value: *const libc::c_void, len| {
+                assert_eq!(libc::setsockopt(fd, level, name, value, len), 0);
+            };
+            option(libc::SOL_PACKET, libc::PACKET_VNET_HDR, (&raw const on).cast(), 4);
+            let patience =
+                libc::timeval { tv_sec: PATIENCE.as_secs().try_into().unwrap(), tv_usec: 0 };
+            option(libc::SOL_SOCKET, libc::SO_RCVTIMEO, (&raw const patience).cast(), 16);
+            let mut address: libc::sockaddr_ll = std::mem::zeroed();
+            address.sll_family = libc::AF_PACKET.try_into().unwrap();
+            address.sll_protocol = all;
+            address.sll_ifindex = libc::if_nametoindex(name.as_ptr()).try_into().unwrap();
+            let len = size_of::<libc::sockaddr_ll>().try_into().unwrap();
+            assert_eq!(libc::bind(fd, (&raw const address).cast(), len), 0);
+            socket
+        }
+    }
+
+    fn give(&self, header: &[u8; 10], frame: &[u8]) {
+        let bytes = [header, frame].concat();
+        // SAFETY: the pointer and the length are those of `bytes`.
+        let sent = unsafe { libc::write(self.0.as_raw_fd(), bytes.as_ptr().cast(), bytes.len()) };
+        assert_eq!(sent, bytes.len().try_into().unwrap(), "{}", std::io::Error::last_os_error());
+    }
+
+    /// The next frame that came from the guest: those that the test sent are seen here too.
+    fn take(&self, is_wanted: impl Fn(&[u8]) -> bool) -> ([u8; 10], Vec<u8>) {
+        loop {
+            let mut bytes = vec![0; 70_000];
+            let fd = self.0.as_raw_fd();
+            // SAFETY: the pointer and the length are those of `bytes`.
+            let len = unsafe { libc::read(fd, bytes.as_mut_ptr().cast(), bytes.len()) };
+            if len < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ENETDOWN) {
+                continue; // It was down meanwhile, which is told once.
+            }
+            bytes.truncate(len.try_into().expect("no frame came"));
+            let (header, frame) = bytes.split_first_chunk::<10>().unwrap();
+            if is_wanted(frame) {
+                return (*header, frame.to_vec());
+            }
+        }
+    }
+}
+
+fn experimental(len: usize, seed: u8) -> Vec<u8> {
+    let mut frame = frame(len, seed);
+    frame[12..14].copy_from_slice(&EXPERIMENTAL);
+    frame
+}
+
+/// The next frame that is not the kernel's own.
+fn receive(guest: &mut Guest, is_wanted: impl Fn(&[u8]) -> bool) -> Received {
+    loop {
+        let received = guest.receive();
+        guest.offer(received.num_buffers().into(), 1536);
+        if is_wanted(&received.frame) {
+            return received;
+        }
+    }
+}
+
+fn assert_works(guest: &mut Guest, host: &Host) {
+    for (seed, len) in [(1, 60), (2, 1514)] {
+        let frame = experimental(len, seed);
+        guest.send(PLAIN, &frame);
+        assert_eq!(host.take(|taken| taken == frame).0, [0; 10]);
+        let frame = experimental(len, seed + 100);
+        host.give(&[0; 10], &frame);
+        receive(guest, |received| received == frame);
+    }
+}
+
+/// A segment of TCP over IPv4 that is to be cut up, with its header of 10 bytes.
+fn tcp(payload: usize) -> ([u8; 10], Vec<u8>) {
+    let mut frame = vec![0xa5; TCP4 + payload];
+    frame[..12].copy_from_slice(&[0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 7]);
+    frame[12..14].copy_from_slice(&[8, 0]);
+    let len = u16::try_from(40 + payload).unwrap().to_be_bytes();
+    let ip = [0x45, 0, len[0], len[1], 0, 1, 0, 0, 64, 6, 0, 0, 10, 0, 0, 2, 10, 0, 0, 1];
+    frame[14..34].copy_from_slice(&ip);
+    let tcp = [0x30, 0x39, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0];
+    frame[34..54].copy_from_slice(&tcp);
+    ([1, 1, 54, 0, 0xe8, 3, 34, 0, 16, 0], frame)
+}
+
+fn is_tcp(frame: &[u8]) -> bool {
+    frame.len() >= TCP4
+        && frame[12..14] == [8, 0]
+        && frame[23] == 6
+        && frame[34..36] == [0x30, 0x39]
+}
+
+fn with_count(header: [u8; 10]) -> [u8; HEADER] {
+    let mut whole = [0; HEADER];
+    whole[..10].copy_from_slice(&header);
+    whole
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn a_tap_is_made_carries_frames_and_goes_with_the_card() {
+    isolate();
+    let net = Net::tap("spark0").unwrap();
+    assert!(exists("spark0"));
+    let host = Host::new("spark0");
+    let mut guest = Guest::new(net);
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &host);
+    guest.restart();
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &host);
+    drop(guest);
+    assert!(!exists("spark0"));
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn a_tap_that_was_made_before_stays_and_is_for_one_card() {
+    isolate();
+    ip("tuntap add dev spark0 mode tap");
+    ip("link set spark0 up");
+    let net = Net::tap("spark0").unwrap();
+    assert!(matches!(Net::tap("spark0"), Err(NetError::TapBusy { name }) if name == "spark0"));
+    let error = Net::tap("spark0").unwrap_err().to_string();
+    assert_eq!(error, "the tap spark0 is in use by another machine or process");
+    drop(net);
+    let error = Net::tap("spark0").unwrap().queues(2).unwrap_err();
+    assert!(matches!(&error, NetError::TapKind { queues: 2, .. }), "{error}");
+    let error = Net::tap("lo").unwrap_err();
+    assert!(matches!(error, NetError::TapKind { .. }), "{error}");
+    let mut guest = Guest::new(Net::tap("spark0").unwrap());
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &Host::new("spark0"));
+    drop(guest);
+    assert!(exists("spark0"));
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn what_is_to_be_cut_up_passes_whole_in_both_directions() {
+    isolate();
+    let net = Net::tap("spark0").unwrap();
+    let host = Host::new("spark0");
+    let mut guest = Guest::new(net);
+    guest.offer(200, 1536);
+    let (header, frame) = tcp(20_000);
+    guest.send(with_count(header), &frame);
+    let (taken, bytes) = host.take(is_tcp);
+    assert_eq!((taken[0], taken[1], &taken[4..10]), (1, 1, &header[4..10]));
+    assert_eq!(bytes, frame);
+    host.give(&header, &frame);
+    let received = receive(&mut guest, is_tcp);
+    assert_eq!((&received.header[..2], &received.header[4..10]), (&header[..2], &header[4..10]));
+    assert_eq!((received.num_buffers(), received.frame), (14, frame));
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn the_kernel_cuts_up_what_the_driver_cannot_take() {
+    isolate();
+    let net = Net::tap("spark0").unwrap();
+    let host = Host::new("spark0");
+    let mut guest = Guest::without(net, F_GUEST_TSO4);
+    guest.offer(200, 1536);
+    let (header, frame) = tcp(2500);
+    guest.send(PLAIN, &experimental(60, 1)); // Then what was negotiated is in force.
+    host.give(&header, &frame);
+    for len in [1000, 1000, 500] {
+        let received = receive(&mut guest, is_tcp);
+        assert_eq!((received.header[1], received.frame.len()), (0, TCP4 + len));
+    }
+    // Then not even checksums.
+    guest.driver.reset();
+    let offered = guest.driver.offered();
+    guest.driver.start_with(offered & (F_MRG_RXBUF | F_MAC));
+    guest.offer(200, 1536);
+    guest.send(PLAIN, &experimental(60, 1));
+    host.give(&header, &frame);
+    for _ in 0..3 {
+        let received = receive(&mut guest, is_tcp);
+        assert_eq!(received.header[..10], [0; 10]);
+        assert_ne!(received.frame[50..52], [0, 0], "the checksum");
+    }
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn frames_are_counted_while_the_interface_is_down() {
+    isolate();
+    let net = Net::tap("spark0").unwrap();
+    let host = Host::new("spark0");
+    let mut guest = Guest::new(net);
+    guest.offer(100, 1536);
+    ip("link set spark0 down");
+    guest.send(PLAIN, &experimental(60, 1));
+    guest.wait_for("the refusal", |stats| stats.sent_refused == 1);
+    ip("link set spark0 up");
+    assert_works(&mut guest, &host);
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn a_tap_that_is_deleted_leaves_a_card_without_link() {
+    isolate();
+    let mut guest = Guest::new(Net::tap("spark0").unwrap().queues(2).unwrap());
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &Host::new("spark0"));
+    ip("link del spark0");
+    guest.wait_for_link(false);
+    assert_eq!(guest.command_on(4, 4, 0, &[2, 0]), 0);
+    guest.driver.submit(2, &[], &[1536]);
+    guest.wait_for_link(false);
+    let before = cpu_time();
+    let begin = Instant::now();
+    for seed in 0..20 {
+        guest.send(PLAIN, &experimental(60, seed));
+        std::thread::sleep(Duration::from_millis(20)); // Idle, if nothing spins.
+    }
+    let spent = cpu_time() - before;
+    assert!(spent < begin.elapsed() / 2, "{spent:?} of CPU time while idle");
+    assert!(guest.stats().sent_without_link >= 20);
+    guest.restart();
+    assert!(!guest.link());
+    guest.send(PLAIN, &experimental(60, 1));
+}
+
+/// Of the whole process: other tests run in it, but none for long.
+fn cpu_time() -> Duration {
+    // SAFETY: the kernel fills a `timespec`.
+    let time = unsafe {
+        let mut time: libc::timespec = std::mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time);
+        time
+    };
+    Duration::new(time.tv_sec.try_into().unwrap(), time.tv_nsec.try_into().unwrap())
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn several_queues_are_attached_as_the_driver_uses_them() {
+    isolate();
+    let net = Net::tap("spark0").unwrap().queues(2).unwrap();
+    let host = Host::new("spark0");
+    let mut guest = Guest::new(net);
+    assert_eq!(guest.config(8), [2, 0]);
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &host);
+    for pairs in [2u8, 1, 2] {
+        assert_eq!(guest.command_on(4, 4, 0, &[pairs, 0]), 0);
+        for (queue, used) in [(1, true), (3, pairs == 2)] {
+            let frame = experimental(60, queue + pairs);
+            guest.driver.submit(queue.into(), &[&PLAIN, &frame], &[]);
+            if used {
+                guest.driver.wait(queue.into());
+                host.take(|taken| taken == frame);
+            }
+        }
+    }
+    assert_eq!([[0, 0], [3, 0], [0, 1]].map(|n| guest.command_on(4, 4, 0, &n)), [1, 1, 1]);
+    // Frames of different flows come through both queues.
+    for _ in 0..100 {
+        guest.driver.submit(2, &[], &[1536]);
+    }
+    for flow in 0..64 {
+        let (_, mut frame) = tcp(10);
+        frame[36] = flow;
+        host.give(&[0; 10], &frame);
+    }
+    wait_for("frames in the second queue", || guest.driver.poll(2));
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn open_descriptors_serve_as_well() {
+    isolate();
+    let queue = tap_fd("spark0", libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
+    let net = Net::tap_fds(vec![queue]).unwrap();
+    ip("link set spark0 up");
+    let mut guest = Guest::new(net);
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &Host::new("spark0"));
+    let without_header = tap_fd("spark1", libc::IFF_TAP | libc::IFF_NO_PI);
+    assert!(matches!(Net::tap_fds(vec![without_header]), Err(NetError::TapFd { .. })));
+    assert!(matches!(Net::tap_fds(vec![]), Err(NetError::Queues { queues: 0, .. })));
+}
+
+fn tap_fd(name: &str, flags: i32) -> OwnedFd {
+    let tun = std::fs::File::options().read(true).write(true).open("/dev/net/tun").unwrap();
+    // SAFETY: TUNSETIFF gets a `struct ifreq`, of which zeroes are a valid one.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from.cast_signed();
+        }
+        request.ifr_ifru.ifru_flags = flags.try_into().unwrap();
+        assert_eq!(libc::ioctl(tun.as_raw_fd(), libc::TUNSETIFF, &mut request), 0);
+    }
+    tun.into()
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn without_the_right_to_it_the_error_says_what_to_do() {
+    isolate();
+    ip("tuntap add dev spark0 mode tap user 1");
+    let error = std::thread::spawn(|| {
+        // SAFETY: the raw call changes the user of this thread alone, which ends soon.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534) }, 0);
+        Net::tap("spark0").unwrap_err()
+    })
+    .join()
+    .unwrap();
+    // Depending on who may open /dev/net/tun.
+    let known = matches!(error, NetError::TunPermission | NetError::TapPermission { .. });
+    assert!(known, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("chmod 666") || text.contains("user USER"), "{text}");
+}
