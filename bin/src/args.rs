@@ -200,6 +200,14 @@ pub(crate) struct RunArgs {
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 
+    /// While the machine runs, tell its counters to whoever connects to this Unix socket
+    ///
+    /// In the text format of Prometheus, by HTTP (curl --unix-socket PATH http://localhost/metrics; as
+    /// JSON: /metrics.json) or without (socat - UNIX-CONNECT:PATH). The socket is made here and removed at
+    /// the end; one that is in use is left alone. Who may connect is up to the umask and the folder.
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::FilePath, help_heading = "Output")]
+    pub(crate) metrics: Option<PathBuf>,
+
     /// Print help: -h in short, --help with the keys, the exit codes, and examples
     #[arg(short, long, action = ArgAction::Help, help_heading = "Output")]
     help: Option<bool>,

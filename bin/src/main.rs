@@ -14,6 +14,7 @@ mod ending;
 mod escape;
 mod keyboard;
 mod memory;
+mod metrics;
 mod net;
 mod options;
 mod pages;

@@ -6,9 +6,9 @@ use std::{
 };
 
 use serde_json::{Value, json};
-use sparkler::{Outcome, RunError, Timeline};
+use sparkler::{Outcome, RunError, Stats, Timeline};
 
-use crate::waterfall::waterfall;
+use crate::{metrics, waterfall::waterfall};
 
 /// Exit code: nothing was started.
 pub(crate) const REFUSED: u8 = 2;
@@ -85,8 +85,7 @@ pub(crate) struct Ended {
     /// The signal that ended it, if one did.
     pub(crate) signal: Option<i32>,
     pub(crate) timeline: Timeline,
-    /// Bytes of console output that went nowhere.
-    pub(crate) dropped: u64,
+    pub(crate) stats: Stats,
 }
 
 impl Ended {
@@ -104,8 +103,8 @@ impl Ended {
 
     /// What went wrong, a line each, on standard error.
     pub(crate) fn complain(&self) {
-        if self.dropped > 0 {
-            let dropped = self.dropped;
+        let dropped = self.stats.console_output_dropped;
+        if dropped > 0 {
             complain(&format!("{dropped} bytes of console output were dropped: nobody took them"));
         }
         match &self.outcome {
@@ -137,7 +136,7 @@ impl Ended {
             "signal": self.signal,
             "message": message,
             "timeline": self.timeline.events().iter().map(event).collect::<Vec<_>>(),
-            "stats": { "console_output_dropped": self.dropped },
+            "stats": metrics::to_json(&self.stats),
         })
     }
 }

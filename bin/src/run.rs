@@ -9,6 +9,7 @@ use crate::{
     args::RunArgs,
     console,
     ending::Ending,
+    metrics::{Server, Socket},
     report::{self, Ended, Failure},
     signals,
     terminal::{RawMode, Terminal},
@@ -46,8 +47,13 @@ fn boot(args: &RunArgs) -> Result<Ended, Failure> {
 
     // From here on a signal ends the machine, no longer the process.
     let caught = signals::catch(terminal.as_deref()).map_err(Failure::failed)?;
+    // Its file is removed however the machine ends.
+    let metrics = args.metrics.as_deref().map(Socket::bind).transpose();
+    let metrics = metrics.map_err(Failure::refused)?;
     let raw = terminal.clone().map(RawMode::new);
-    let running = vm.start().map_err(Failure::failed)?;
+    let running = Arc::new(vm.start().map_err(Failure::failed)?);
+    let metrics = metrics.map(|socket| Server::start(socket, Arc::clone(&running))).transpose();
+    let metrics = metrics.map_err(Failure::failed)?;
     let ending = Arc::new(Ending::default());
     ending.arm(running.handle());
     caught.act(Arc::clone(&ending), terminal).map_err(Failure::failed)?;
@@ -55,12 +61,13 @@ fn boot(args: &RunArgs) -> Result<Ended, Failure> {
         keyboard.start(Arc::clone(&ending)).map_err(Failure::failed)?;
     }
     let outcome = running.wait();
+    drop(metrics);
     drop(raw);
     Ok(Ended {
         outcome,
         signal: ending.signal(),
         timeline: running.timeline(),
-        dropped: running.stats().console_output_dropped,
+        stats: running.stats(),
     })
 }
 

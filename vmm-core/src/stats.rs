@@ -57,7 +57,7 @@ macro_rules! exits {
 
         impl ExitStats {
             /// Each reason by name, with its number.
-            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
                 [$((stringify!($name), self.$name),)*].into_iter()
             }
 
