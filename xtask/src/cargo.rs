@@ -36,6 +36,8 @@ pub(crate) struct Workspace {
     pub(crate) target: PathBuf,
     /// The packages that get published, by name.
     pub(crate) published: Vec<String>,
+    /// Their version: they are published together.
+    pub(crate) version: String,
     /// The oldest compiler that they promise to build with.
     pub(crate) msrv: String,
 }
@@ -62,6 +64,7 @@ impl Workspace {
         Some(Self {
             target: text(metadata, "target_directory")?.into(),
             msrv: published.iter().find_map(|package| text(package, "rust_version"))?,
+            version: published.iter().find_map(|package| text(package, "version"))?,
             published: published.iter().filter_map(|package| text(package, "name")).collect(),
         })
     }

@@ -2,8 +2,8 @@
 //!
 //! | tier | what | needs |
 //! |---|---|---|
-//! | T0 | tests that are not ignored, documentation tests, a build with the oldest compiler promised | nothing |
-//! | T1 | ignored tests, except those of programs named `linux_*`, `debian_*` and `network_*` | by name: see [`harness::Need`] |
+//! | T0 | tests that are not ignored, documentation tests, a build with the oldest compiler promised; the packages, and a crate outside that uses them | nothing |
+//! | T1 | that crate's run; ignored tests, except those of programs named `linux_*`, `debian_*` and `network_*` | by name: see [`harness::Need`] |
 //! | T2 | a boot of Debian's kernel, `linux_*`, `debian_*` and `network_*`, in the lab and on hardware KVM; `kvm_*` in the lab where there is no KVM, or if asked | Debian's QEMU |
 //! | T3 | each fuzz target for a while | a nightly compiler |
 //!
@@ -18,6 +18,7 @@
 //! In the lab, which is some ten times slower and sets `SPARKLER_EMULATED`, a test has its own program
 //! and, at the path that `CARGO_BIN_EXE_…` names, the binaries of its package; not the source tree.
 
+mod consumer;
 mod harness;
 mod tiers;
 
@@ -58,6 +59,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let chosen = |tier| options.tiers.is_empty() || options.tiers.contains(&tier);
     if chosen(Tier::T0) {
         tiers::t0(&mut report)?;
+    }
+    if chosen(Tier::T0) || chosen(Tier::T1) {
+        consumer::check(&mut report, chosen(Tier::T1))?;
     }
     if chosen(Tier::T1) {
         tiers::t1(&mut report)?;

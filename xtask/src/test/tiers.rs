@@ -51,7 +51,8 @@ pub(super) fn t0(report: &mut Report) -> Result<()> {
     for package in &workspace.published {
         check.args(["--package", package]);
     }
-    run_one(report, "T0", &what, &mut check)
+    run_one(report, "T0", &what, &mut check)?;
+    Ok(())
 }
 
 pub(super) fn t1(report: &mut Report) -> Result<()> {
@@ -228,16 +229,17 @@ fn run_harness(
     what: &str,
     command: &mut Command,
 ) -> Result<()> {
-    measure(report, tier, what, command, Counts::of_output)
+    measure(report, tier, what, command, Counts::of_output)?;
+    Ok(())
 }
 
-/// Runs something that counts as one test.
-fn run_one(
+/// Runs something that counts as one test, and tells whether it went well.
+pub(super) fn run_one(
     report: &mut Report,
     tier: &'static str,
     what: &str,
     command: &mut Command,
-) -> Result<()> {
+) -> Result<bool> {
     measure(report, tier, what, command, |_, well| Counts::one(well))
 }
 
@@ -247,7 +249,7 @@ fn measure(
     what: &str,
     command: &mut Command,
     count: fn(&str, bool) -> Counts,
-) -> Result<()> {
+) -> Result<bool> {
     let begun = Instant::now();
     let output = step::run_any(&format!("{tier} {what}"), command)?;
     let well = output.status.success();
@@ -256,7 +258,7 @@ fn measure(
         eprintln!("error: `{}` failed ({})", step::describe(command), output.status);
     }
     report.ran(tier, what, count(&output.transcript, well), begun.elapsed());
-    Ok(())
+    Ok(well)
 }
 
 /// Runs something in a lab of its own; a lab that broke down is a failure like any other.
