@@ -1,0 +1,20 @@
+//! The examples that the built-in guest is enough for run as they are.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // A failed unwrap is a failed test.
+
+#[path = "../examples/custom_device.rs"]
+mod custom_device;
+#[path = "../examples/pool.rs"]
+mod pool;
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn custom_device_runs() {
+    custom_device::main().unwrap();
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn pool_runs() {
+    pool::main().unwrap();
+}
