@@ -57,8 +57,6 @@ pub(super) struct Requests<'a> {
     /// What the next one is for. It came too late for the one in progress, which need not cover writes
     /// that ended after it had begun.
     waiting: Vec<u16>,
-    /// The host's first failure was logged.
-    failed: bool,
 }
 
 impl<'a> Requests<'a> {
@@ -73,7 +71,7 @@ impl<'a> Requests<'a> {
         tasks.resize_with(limit.into(), || None);
         let free = (0..limit).rev().collect();
         let (moving, done, syncing, waiting) = Default::default();
-        Self { engine, settings, state, tasks, free, moving, done, syncing, waiting, failed: false }
+        Self { engine, settings, state, tasks, free, moving, done, syncing, waiting }
     }
 
     /// Whether another request can start.
@@ -295,7 +293,7 @@ impl<'a> Requests<'a> {
     }
 
     fn fail(&mut self, tag: u16, task: Task, error: &io::Error) -> Result<(), DeviceError> {
-        if !std::mem::replace(&mut self.failed, true) {
+        if self.state.is_first_failure() {
             log::warn!("a disk fails, its guest sees I/O errors: {error}");
         }
         self.release(tag, &task);

@@ -58,6 +58,7 @@ pub(super) struct State {
     /// The driver's choice, if it may choose: complete writes may stay in a cache until a flush.
     writeback: AtomicBool,
     waker: Mutex<Option<Waker>>,
+    failed: AtomicBool,
 }
 
 /// What the driver reads. Size and generation change together, or it could mix up two sizes.
@@ -77,6 +78,7 @@ impl State {
             changed: AtomicBool::new(false),
             writeback: AtomicBool::new(true),
             waker: Mutex::new(None),
+            failed: AtomicBool::new(false),
         }
     }
 
@@ -108,6 +110,12 @@ impl State {
 
     pub(super) fn set_waker(&self, waker: Waker) {
         *lock(&self.waker) = Some(waker);
+    }
+
+    /// Whether nothing has failed on the host's side before, in any session: a guest could bring about
+    /// failures without end.
+    pub(super) fn is_first_failure(&self) -> bool {
+        !self.failed.swap(true, Ordering::Relaxed)
     }
 
     fn set_size(&self, bytes: u64) {
