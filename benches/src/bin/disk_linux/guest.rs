@@ -99,7 +99,8 @@ fn follow(child: &mut Child, source: &Source, patience: Duration) -> Result<Meas
     let (mut begin, mut end) = (Counters::default(), Counters::default());
     let mut rows = ROWS.iter();
     let (mut measured, mut said) = (Vec::new(), String::new());
-    loop {
+    // Not until it ends: a machine that reboots by its firmware begins anew.
+    while measured.len() < ROWS.len() {
         let line = match lines.recv_timeout(patience) {
             Ok(line) => line,
             Err(RecvTimeoutError::Disconnected) => break,
