@@ -121,7 +121,7 @@ impl Bench {
     }
 
     fn in_the_lab(&self, words: &[String], file: &Path) -> Result<()> {
-        let script = r#"mount -t tracefs tracefs /sys/kernel/tracing &&
+        let script = r#"mount -t tracefs tracefs /sys/kernel/tracing && modprobe tun &&
             exec /root/boot_bench --out=/results/figures "$@""#;
         let mut command: Vec<OsString> = ["sh", "-c", script, "bench"].map(OsString::from).to_vec();
         command.extend(words.iter().map(OsString::from));

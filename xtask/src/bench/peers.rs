@@ -10,9 +10,10 @@ use crate::lab::{Run, Shared, with_libraries};
 use crate::step;
 
 /// What QEMU's microvm machine reads besides its program.
-const FIRMWARE: [&str; 4] = [
+const FIRMWARE: [&str; 5] = [
     "/usr/share/seabios/bios-microvm.bin",
     "/usr/share/qemu/bios-microvm.bin",
+    "/usr/share/qemu/qboot.rom",
     "/usr/share/qemu/linuxboot_dma.bin",
     "/usr/share/qemu/pvh.bin",
 ];

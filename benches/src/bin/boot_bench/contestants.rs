@@ -55,6 +55,8 @@ pub(crate) enum Contestant {
     /// The same without ACPI tables, where the kernel takes devices from its command line.
     SparklerNoAcpi,
     QemuMicrovm,
+    /// The same without ACPI tables, and with the smaller firmware that QEMU has for this.
+    QemuNoAcpi,
     Alioth,
     Firecracker,
     CloudHypervisor,
@@ -76,6 +78,7 @@ impl fmt::Display for Contestant {
             Self::Sparkler => "sparkler",
             Self::SparklerNoAcpi => "sparkler --no-acpi",
             Self::QemuMicrovm => "QEMU microvm",
+            Self::QemuNoAcpi => "QEMU microvm, acpi=off",
             Self::Alioth => "alioth",
             Self::Firecracker => "Firecracker",
             Self::CloudHypervisor => "Cloud Hypervisor",
@@ -91,7 +94,7 @@ impl Contestant {
         let mut qemu = Command::new("qemu-system-x86_64");
         let qemu = qemu.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         if qemu.is_ok_and(|status| status.success()) {
-            all.push(Self::QemuMicrovm);
+            all.extend([Self::QemuMicrovm, Self::QemuNoAcpi]);
         }
         let named = NAMED.iter().filter(|(_, variable)| std::env::var_os(variable).is_some());
         all.extend(named.map(|(contestant, _)| *contestant));
@@ -103,9 +106,14 @@ impl Contestant {
         self != Self::CloudHypervisor
     }
 
+    /// Whether its machine has ACPI tables, without which a stock kernel finds no virtio devices.
+    pub(crate) fn has_acpi(self) -> bool {
+        !matches!(self, Self::SparklerNoAcpi | Self::QemuNoAcpi)
+    }
+
     /// Whether what it enters first is the kernel, and no firmware.
     pub(crate) fn enters_the_kernel(self) -> bool {
-        self != Self::QemuMicrovm
+        !matches!(self, Self::QemuMicrovm | Self::QemuNoAcpi)
     }
 
     /// Starts this machine. Alioth wants a terminal.
@@ -119,7 +127,8 @@ impl Contestant {
             Self::Floor => floor(machine),
             Self::Sparkler => Ok(sparkler(machine, true)),
             Self::SparklerNoAcpi => Ok(sparkler(machine, false)),
-            Self::QemuMicrovm => Ok(qemu(machine)),
+            Self::QemuMicrovm => Ok(qemu(machine, true)),
+            Self::QemuNoAcpi => Ok(qemu(machine, false)),
             Self::Alioth => alioth(machine),
             Self::Firecracker => firecracker(machine, scratch),
             Self::CloudHypervisor => cloud_hypervisor(machine),
@@ -169,17 +178,21 @@ fn sparkler(machine: &Machine, acpi: bool) -> Command {
 }
 
 /// With all that a microVM does not need switched off, as far as it boots then.
-fn qemu(machine: &Machine) -> Command {
+fn qemu(machine: &Machine, acpi: bool) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
-    command.args(["-M", "microvm,pit=off,pic=off,rtc=off,acpi=on", "-accel", "kvm"]);
+    // Without ACPI's reset register nothing but a triple fault ends its guest.
+    let (acpi, reset) = if acpi { ("on", "") } else { ("off", " reboot=t") };
+    command.args(["-M", &format!("microvm,pit=off,pic=off,rtc=off,acpi={acpi}"), "-accel", "kvm"]);
     // On PVM, QEMU ends at a register of the host's processor that it cannot set.
     if HostKind::detect() != HostKind::Pvm {
         command.args(["-cpu", "host"]);
     }
     command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
     command.args(["-no-reboot", "-serial", "stdio", "-m", &machine.memory_mib.to_string()]);
-    command.args(["-smp", &machine.vcpus.to_string(), "-append", &machine.cmdline]);
-    command.args(["-global", "virtio-mmio.force-legacy=false"]);
+    command.args(["-smp", &machine.vcpus.to_string(), "-append"]);
+    command
+        .arg(format!("{}{reset}", machine.cmdline))
+        .args(["-global", "virtio-mmio.force-legacy=false"]);
     command.arg("-kernel").arg(&machine.kernel);
     if let Some(initrd) = &machine.initrd {
         command.arg("-initrd").arg(initrd);

@@ -34,7 +34,7 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
 
     let contestants = Contestant::all();
     let field = |kernel: &Path, cmdline: &str| -> Vec<(Contestant, Machine)> {
-        let usual = contestants.iter().filter(|it| **it != Contestant::SparklerNoAcpi);
+        let usual = contestants.iter().filter(|it| it.has_acpi());
         // The floor knows the exit port alone, which is where the guest ends by itself.
         let cmdline = |it| if it == Contestant::Floor { "quiet" } else { cmdline };
         usual.map(|it| (*it, Machine::new(kernel, cmdline(*it)))).collect()

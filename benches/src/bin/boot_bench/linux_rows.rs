@@ -54,7 +54,8 @@ impl Files {
     fn with_disk(&self, kernel: &Path) -> Machine {
         let disk = Some(self.disk.clone());
         if kernel == self.minimal {
-            let cmdline = format!("{CMDLINE} root=/dev/vda ro init=/init");
+            // What stands before `init=` is not given to it.
+            let cmdline = format!("root=/dev/vda ro init=/init {CMDLINE}");
             return Machine { disk, ..Machine::new(kernel, &cmdline) };
         }
         let cmdline = CMDLINE.replace("reset-at-once", "root=/dev/vda ro end=reboot");
@@ -130,7 +131,7 @@ fn first_instruction_rows(
         .map(|(name, kernel)| {
             let fit = contestants.iter().copied().filter(|it| {
                 it.enters_the_kernel()
-                    && *it != Contestant::SparklerNoAcpi
+                    && it.has_acpi()
                     // These take ELF files only.
                     && (kernel != &files.stock
                         || !matches!(it, Contestant::Floor | Contestant::Firecracker))
@@ -145,18 +146,18 @@ fn boot_rows(files: &Files, contestants: &[Contestant]) -> Vec<Row> {
     let four = |machine: Machine| Machine { vcpus: 4, ..machine };
     let minimal = files.with_initrd(&files.minimal);
     let stock = files.with_initrd(&files.stock);
-    let with_acpi = |it: Contestant| it != Contestant::SparklerNoAcpi;
-    let unpacks =
-        |it: Contestant| !matches!(it, Contestant::SparklerNoAcpi | Contestant::Firecracker);
+    let with_net = Machine { tap: Some("boot-bench".into()), ..minimal.clone() };
+    let unpacks = |it: Contestant| it.has_acpi() && it != Contestant::Firecracker;
     let on_mmio_with_acpi =
         |it: Contestant| matches!(it, Contestant::Sparkler | Contestant::QemuMicrovm);
-    let rows: [(&str, Machine, Filter); 7] = [
+    let rows: [(&str, Machine, Filter); 8] = [
         ("kernel for microVMs", minimal.clone(), |_| true),
         ("kernel for microVMs, 4 vCPUs", four(minimal), |_| true),
         ("kernel for microVMs, disk root", files.with_disk(&files.minimal), |_| true),
+        ("kernel for microVMs, network", with_net, |_| true),
         ("stock bzImage", stock.clone(), unpacks),
         ("stock bzImage, 4 vCPUs", four(stock), unpacks),
-        ("stock vmlinux", files.with_initrd(&files.stock_elf), with_acpi),
+        ("stock vmlinux", files.with_initrd(&files.stock_elf), Contestant::has_acpi),
         ("stock bzImage, disk root", files.with_disk(&files.stock), on_mmio_with_acpi),
     ];
     let row = |(name, machine, filter): (&str, Machine, Filter)| Row {

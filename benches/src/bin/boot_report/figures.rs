@@ -20,11 +20,12 @@ const SECTIONS: [(&str, &str); 7] = [
 ];
 
 /// Who is named in which order; others follow.
-const ORDER: [&str; 8] = [
+const ORDER: [&str; 9] = [
     "floor",
     "sparkler",
     "sparkler --no-acpi",
     "QEMU microvm",
+    "QEMU microvm, acpi=off",
     "alioth",
     "Firecracker",
     "Cloud Hypervisor",
