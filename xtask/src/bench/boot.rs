@@ -25,7 +25,7 @@ const LAB_TRIES: u32 = 3;
 const LAB_PATIENCE: Duration = Duration::from_secs(240);
 
 #[derive(Args)]
-pub(crate) struct Options {
+pub(crate) struct BootOptions {
     /// How often each contestant does each row
     #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
@@ -44,7 +44,7 @@ pub(crate) struct Options {
 }
 
 /// Measures, prints a table, and writes a report.
-pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+pub(crate) fn run(options: &BootOptions) -> Result<ExitCode> {
     let rounds = if options.quick { 2 } else { options.rounds };
     let target = Workspace::load()?.target;
     let out = std::path::absolute(options.out.clone().unwrap_or(target.join("bench")))?;
@@ -147,7 +147,7 @@ impl Bench {
         }
     }
 
-    fn report(&self, figures: &[PathBuf], options: &Options) -> Result<ExitCode> {
+    fn report(&self, figures: &[PathBuf], options: &BootOptions) -> Result<ExitCode> {
         let mut report = Command::new(self.programs.join("boot_report"));
         report.arg(with("--out=", &self.out));
         if let Some(page) = &options.report {

@@ -16,7 +16,7 @@ pub(crate) struct Options {
     #[command(subcommand)]
     what: Option<What>,
     #[command(flatten)]
-    boot: boot::Options,
+    boot: boot::BootOptions,
 }
 
 #[derive(Subcommand)]
