@@ -19,6 +19,7 @@ pub mod boot_mark;
 mod bus;
 mod interrupt;
 pub mod io_apic;
+mod no_rtc;
 pub mod power;
 pub mod serial;
 mod sys;
@@ -26,6 +27,7 @@ pub mod virtio;
 
 pub use bus::{Bus, BusDevice, BusError};
 pub use interrupt::Interrupt;
+pub use no_rtc::NoRtc;
 pub use power::{PowerEvent, PowerSink};
 
 /// Guest memory and its addresses.

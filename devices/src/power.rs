@@ -77,13 +77,16 @@ impl<S: PowerSink> BusDevice for ExitPort<S> {
 
 /// The keyboard controller's one service to a PC without a keyboard: pulsing the reset line.
 ///
-/// Command 0xfe written to port 0x64 resets. The status register reads zero: nothing is in any buffer.
+/// Command 0xfe written to port 0x64 resets. The status register says that commands are taken, and that
+/// there is data to read, however much was read: by that Linux sees at once that there is no keyboard
+/// controller, where it would wait seconds for one that does not answer.
 #[derive(Debug)]
 pub struct I8042<S>(S);
 
 impl<S: PowerSink> I8042<S> {
     const COMMAND_OFFSET: u64 = 4;
     const COMMAND_PULSE_RESET: u8 = 0xfe;
+    const STATUS_OUTPUT_FULL: u8 = 1;
 
     /// A controller that reports to `sink`.
     pub fn new(sink: S) -> Self {
@@ -92,8 +95,8 @@ impl<S: PowerSink> I8042<S> {
 }
 
 impl<S: PowerSink> BusDevice for I8042<S> {
-    fn read(&self, _offset: u64, data: &mut [u8]) {
-        data.fill(0);
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        data.fill(if offset == Self::COMMAND_OFFSET { Self::STATUS_OUTPUT_FULL } else { 0 });
     }
 
     fn write(&self, offset: u64, data: &[u8]) {
@@ -170,6 +173,14 @@ mod tests {
     fn i8042_resets_on_its_command_only() {
         let effects = effects(|seen| I8042::new(|event| seen.lock().unwrap().push(event)));
         assert_eq!(effects, [(4, 0xfe, PowerEvent::Reset)]);
+        let device = I8042::new(|_| {});
+        let read = |offset| {
+            let mut data = [0xff];
+            device.read(offset, &mut data);
+            data[0]
+        };
+        // For ever data to read, and never a command that is not taken yet.
+        assert_eq!([0, 4, 4].map(read), [0, 1, 1]);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use sparkler_devices::serial::SerialPort;
 use sparkler_devices::virtio::VirtioDevice;
 use sparkler_devices::virtio::block::{Block, Disk};
 use sparkler_devices::virtio::net::{Net, NetDevice};
-use sparkler_devices::{Bus, BusDevice, power};
+use sparkler_devices::{Bus, BusDevice, NoRtc, power};
 use sparkler_loader::acpi::{self, AcpiConfig, Uart, VirtioMmio};
 use sparkler_loader::{BootConfig, Cmdline, Entry, Initrd, Kernel, mptable};
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
@@ -358,6 +358,10 @@ impl VmBuilder {
         self.own_devices
             .check_below(1u64.checked_shl(hardware.address_bits).unwrap_or(u64::MAX))?;
         self.own_devices.insert(&mut ports, &mut mmio)?;
+        if !self.blueprint.acpi {
+            // Unless the caller brought a clock.
+            let _ = ports.insert(NoRtc::PORT.into(), NoRtc::LENGTH.into(), Arc::new(NoRtc));
+        }
         slots.iter().for_each(|slot| slot.report_panics(&control));
         // Kept only where it may be wanted again: there may be a large kernel in it.
         let restart = self.on_reset == ResetAction::Restart;
@@ -488,7 +492,8 @@ impl Blueprint {
         x86_64::write_reset_vector(memory).map_err(BuildError::BootState)?;
         let reserved = &ranges.reserved();
         let config = BootConfig { cmdline, initrd: self.initrd.as_ref(), rsdp, reserved };
-        let pages = KernelPages(memory);
+        let huge = self.memory_backing.allows_transparent_huge_pages();
+        let pages = KernelPages { memory, huge };
         let pages = self.memory_backing.may_be_replaced().then_some(&pages as _);
         Ok(kernel.load_with(memory, &config, pages)?)
     }

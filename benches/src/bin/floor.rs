@@ -2,15 +2,15 @@
 //! `sparkler_benches::floor`.
 //!
 //! ```text
-//! floor [--irqchip] [--exit] [--json] [--console] [--memory=MIB] [--runs=N] [--cmdline=TEXT] [ELF]
+//! floor [--irqchip | --local-apics] [--exit] [--json] [--console] [--memory=MIB] [--runs=N] [--cmdline=TEXT] [ELF]
 //! ```
 //! Without `ELF` it runs the built-in guest. It prints microseconds: for each step the median of the
-//! runs, and their sum.
+//! runs, and their sum, which is one machine of `--runs=N` that are created and destroyed in one process.
 
 use std::error::Error;
 use std::io::Write;
 
-use sparkler_benches::floor::{self, Config, STEPS};
+use sparkler_benches::floor::{self, Config, Irqchip, STEPS};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut config = Config {
@@ -20,11 +20,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         irqchip: false,
         until_exit: false,
     };
+    let mut irqchip = Irqchip::None;
     let (mut json, mut console, mut runs, mut path) = (false, false, 1usize, None);
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     for argument in &arguments {
         match argument.split_once('=').unwrap_or((argument, "")) {
-            ("--irqchip", _) => config.irqchip = true,
+            ("--irqchip", _) => irqchip = Irqchip::Full,
+            ("--local-apics", _) => irqchip = Irqchip::LocalApics,
             ("--exit", _) => config.until_exit = true,
             ("--json", _) => json = true,
             ("--console", _) => console = true,
@@ -40,7 +42,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut reports = Vec::new();
     for _ in 0..runs {
-        let report = floor::run(&config)?;
+        let report = floor::run_with(&config, irqchip)?;
         if console {
             std::io::stderr().write_all(&report.console)?;
         }

@@ -78,7 +78,8 @@ impl MemoryBacking {
 
     /// Whether the host's kernel may form huge pages by itself: fewer TLB misses, but up to 2 MiB for
     /// each byte that is touched. Without a word, the host's own setting decides
-    /// (`/sys/kernel/mm/transparent_hugepage`), which also limits what `true` can do. Nothing changes for
+    /// (`/sys/kernel/mm/transparent_hugepage`), which also limits what `true` can do; only a kernel that is
+    /// copied to memory is then put into huge pages as far as it fills them, which costs nothing. Nothing changes for
     /// memory that is in huge pages anyway.
     pub fn transparent_huge_pages(mut self, on: bool) -> Self {
         self.transparent_huge_pages = Some(on);
@@ -99,6 +100,11 @@ impl MemoryBacking {
     /// Whether the pages may be replaced by others before the guest runs.
     pub(crate) fn may_be_replaced(&self) -> bool {
         !self.prefault
+    }
+
+    /// Whether huge pages may be formed where nobody asked for them.
+    pub(crate) fn allows_transparent_huge_pages(&self) -> bool {
+        self.transparent_huge_pages != Some(false)
     }
 
     /// Guest memory at `ranges`.

@@ -8,16 +8,20 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRe
 const HUGE_PAGE: usize = 2 << 20;
 
 /// Guest memory that parts of a kernel's file can be mapped over, while no vCPU runs.
-pub(crate) struct KernelPages<'a>(pub(crate) &'a GuestMemoryMmap);
+pub(crate) struct KernelPages<'a> {
+    pub(crate) memory: &'a GuestMemoryMmap,
+    /// Whether huge pages may be formed.
+    pub(crate) huge: bool,
+}
 
 impl MapPages for KernelPages<'_> {
     /// Huge pages where whole ones are filled: they cost no memory that would not be taken anyway, and
     /// save the 512 page faults of each.
     fn will_fill(&self, address: GuestAddress, length: u64) {
-        let Some((region, start)) = self.0.to_region_addr(address) else { return };
+        let Some((region, start)) = self.memory.to_region_addr(address) else { return };
         let room = region.len().saturating_sub(start.0);
         let Ok(length) = usize::try_from(length.min(room)) else { return };
-        if let (true, Ok(place)) = (is_plain(region), region.get_host_address(start)) {
+        if let (true, Ok(place)) = (self.huge && is_plain(region), region.get_host_address(start)) {
             let head = place.align_offset(HUGE_PAGE).min(length);
             let whole = (length - head) & !(HUGE_PAGE - 1);
             // SAFETY: `head` and `whole` together are no more than `length`, which ends within the region.
@@ -39,7 +43,7 @@ impl MapPages for KernelPages<'_> {
         address: GuestAddress,
         length: u64,
     ) -> io::Result<bool> {
-        let Some((region, start)) = self.0.to_region_addr(address) else { return Ok(false) };
+        let Some((region, start)) = self.memory.to_region_addr(address) else { return Ok(false) };
         let end = start.0.checked_add(length).filter(|&end| end <= region.len());
         if end.is_none() || !is_plain(region) {
             return Ok(false);
