@@ -12,7 +12,7 @@ use thiserror::Error;
 use vm_memory::ByteValued;
 
 use crate::boot_params::{BOOT_FLAG, HEADER_MAGIC};
-use crate::decompress::{Compression, unpack};
+use crate::decompress::{Compression, Sink, unpack};
 use crate::elf::ElfError;
 use crate::image::Image;
 
@@ -167,44 +167,71 @@ impl BzImage {
         self.header.pref_address.saturating_add(u64::from(self.header.init_size))
     }
 
-    /// Unpacks the payload unless it would be more than `limit` bytes, and returns the ELF file.
-    pub(crate) fn unpack(&self, image: &Image, limit: u64) -> Result<Vec<u8>, BzImageError> {
-        let len = usize::try_from(self.payload_size).unwrap_or(usize::MAX);
-        let payload = image
-            .bytes_at(self.payload_offset, len)
-            .map_err(|source| BzImageError::Read { what: "the payload", source })?;
-        let compression = Compression::of(&payload).ok_or_else(|| {
-            BzImageError::UnknownCompression { magic: payload.iter().copied().take(4).collect() }
-        })?;
+    /// How the payload is packed, and how many bytes it states to give, which are no more than `limit`.
+    pub(crate) fn payload(&self, image: &Image, limit: u64) -> Result<Payload, BzImageError> {
+        let read = |source| BzImageError::Read { what: "the payload", source };
+        let len = u64::from(self.payload_size);
+        let mut start = [0; 4];
+        let known = usize::try_from(len).unwrap_or(usize::MAX).min(start.len());
+        let start = start.get_mut(..known).unwrap_or_default();
+        image.read_at(self.payload_offset, start).map_err(read)?;
+        let compression = Compression::of(start)
+            .ok_or_else(|| BzImageError::UnknownCompression { magic: start.to_vec() })?;
         check_enabled(compression)?;
-        let (data, size) = split_size(compression, &payload).ok_or(BzImageError::Truncated {
+        let data_len = len.checked_sub(4).ok_or(BzImageError::Truncated {
             what: "the payload's size",
             end: 4,
-            size: u64::from(self.payload_size),
+            size: len,
         })?;
+        // The size of the unpacked kernel is the last thing in every payload: gzip ends with it by itself,
+        // and behind the others the kernel's build appends it for its decompressor.
+        let mut size = [0; 4];
+        image.read_at(self.payload_offset + data_len, &mut size).map_err(read)?;
+        let size = u32::from_le_bytes(size);
         if u64::from(size) > limit {
             return Err(BzImageError::PayloadTooLarge { compression, size: size.into(), limit });
         }
-        let unpacked = unpack(compression, data, size)
-            .map_err(|source| BzImageError::Payload { compression, source })?;
-        let stated = u64::from(size);
-        if unpacked.len() as u64 != stated {
-            let longer = unpacked.len() as u64 > stated;
-            return Err(BzImageError::PayloadSize { compression, size: stated, longer });
-        }
-        if !unpacked.starts_with(ELFMAG) {
-            return Err(BzImageError::NotElf);
-        }
-        Ok(unpacked)
+        let len = if compression == Compression::Gzip { len } else { data_len };
+        Ok(Payload { compression, offset: self.payload_offset, len, size })
     }
 }
 
-/// Splits off the size of the unpacked kernel, which is the last thing in every payload: gzip ends
-/// with it by itself, and behind the others the kernel's build appends it for its decompressor.
-fn split_size(compression: Compression, payload: &[u8]) -> Option<(&[u8], u32)> {
-    let (data, size) = payload.split_last_chunk()?;
-    let data = if compression == Compression::Gzip { payload } else { data };
-    Some((data, u32::from_le_bytes(*size)))
+/// A bzImage's payload.
+#[derive(Debug)]
+pub(crate) struct Payload {
+    compression: Compression,
+    offset: u64,
+    len: u64,
+    size: u32,
+}
+
+impl Payload {
+    /// Bytes of the unpacked kernel, by its own statement.
+    pub(crate) fn size(&self) -> u64 {
+        u64::from(self.size)
+    }
+
+    /// Unpacks it into `sink`, which is called at least once, and gets a part of an ELF file in each call. What
+    /// it gets is to be believed only after this has succeeded.
+    pub(crate) fn unpack(&self, image: &Image, sink: &mut Sink<'_>) -> Result<(), BzImageError> {
+        let compression = self.compression;
+        let mut start: Vec<u8> = Vec::new();
+        let mut sink = |bytes: &[u8]| {
+            if let Some(missing) = ELFMAG.len().checked_sub(start.len()) {
+                start.extend(bytes.iter().take(missing));
+            }
+            sink(bytes)
+        };
+        let unpacked =
+            unpack(compression, image.reader(self.offset, self.len), self.size, &mut sink)
+                .map_err(|source| BzImageError::Payload { compression, source })?;
+        let stated = self.size();
+        if unpacked != stated {
+            let longer = unpacked > stated;
+            return Err(BzImageError::PayloadSize { compression, size: stated, longer });
+        }
+        if start != ELFMAG { Err(BzImageError::NotElf) } else { Ok(()) }
+    }
 }
 
 fn check_enabled(compression: Compression) -> Result<(), BzImageError> {

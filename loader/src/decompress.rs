@@ -1,7 +1,7 @@
 //! Unpacking the payload of a bzImage, never beyond a size that is known before.
 
 use std::fmt;
-use std::io::{self, Read};
+use std::io::{self, BufReader, Read};
 
 /// A compression that Linux knows for its own image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,9 +82,16 @@ impl fmt::Display for Compression {
 #[cfg(feature = "xz")]
 const DICTIONARY_LIMIT_KIB: u32 = 256 << 10;
 
-/// Unpacks `data`, which should give `size` bytes, and stops soon behind them: after one byte more,
-/// or one block of LZ4. Beyond the result it takes at most the dictionary or window that the format
-/// demands, which is limited too.
+/// Takes what was unpacked, in order; an error ends the unpacking.
+pub(crate) type Sink<'a> = dyn FnMut(&[u8]) -> io::Result<()> + 'a;
+
+/// What is unpacked at a time, but for LZ4: small enough for the processor's cache.
+#[allow(dead_code, reason = "unused without any compression")]
+const CHUNK: usize = 128 << 10;
+
+/// Unpacks `data`, which should give `size` bytes, into `sink`, and stops soon behind them: after one byte
+/// more, or one block of LZ4. Returns how many bytes there were. It takes at most the dictionary or
+/// window that the format demands, which is limited too, and a block of LZ4.
 #[cfg_attr(
     not(all(
         feature = "gzip",
@@ -95,41 +102,57 @@ const DICTIONARY_LIMIT_KIB: u32 = 256 << 10;
     )),
     allow(unused_variables, reason = "each feature brings its own arm")
 )]
-pub(crate) fn unpack(compression: Compression, data: &[u8], size: u32) -> io::Result<Vec<u8>> {
+pub(crate) fn unpack(
+    compression: Compression,
+    data: impl Read,
+    size: u32,
+    sink: &mut Sink<'_>,
+) -> io::Result<u64> {
+    #[allow(unused_variables, reason = "each feature brings its own arm")]
+    let buffered = |data| BufReader::with_capacity(CHUNK, data);
     match compression {
         #[cfg(feature = "gzip")]
-        Compression::Gzip => read_up_to(flate2::bufread::GzDecoder::new(data), size),
+        Compression::Gzip => {
+            read_up_to(flate2::bufread::GzDecoder::new(buffered(data)), size, sink)
+        }
         #[cfg(feature = "bzip2")]
-        Compression::Bzip2 => read_up_to(bzip2::bufread::BzDecoder::new(data), size),
+        Compression::Bzip2 => {
+            read_up_to(bzip2::bufread::BzDecoder::new(buffered(data)), size, sink)
+        }
         #[cfg(feature = "xz")]
         Compression::Xz => {
-            read_up_to(lzma_rust2::XzReader::new_mem_limit(data, false, DICTIONARY_LIMIT_KIB), size)
+            let limit = DICTIONARY_LIMIT_KIB;
+            read_up_to(
+                lzma_rust2::XzReader::new_mem_limit(buffered(data), false, limit),
+                size,
+                sink,
+            )
         }
         #[cfg(feature = "xz")]
         Compression::Lzma => read_up_to(
-            lzma_rust2::LzmaReader::new_mem_limit(data, DICTIONARY_LIMIT_KIB, None)?,
+            lzma_rust2::LzmaReader::new_mem_limit(buffered(data), DICTIONARY_LIMIT_KIB, None)?,
             size,
+            sink,
         ),
         #[cfg(feature = "lz4")]
-        Compression::Lz4 => unpack_lz4(data, size),
+        Compression::Lz4 => unpack_lz4(data, size, sink),
         #[cfg(feature = "zstd")]
-        Compression::Zstd => unpack_zstd(data, size),
+        Compression::Zstd => unpack_zstd(buffered(data), size, sink),
         _ => Err(io::ErrorKind::Unsupported.into()),
     }
 }
 
 /// ruzstd computes a frame's checksum and leaves comparing it to its user.
 #[cfg(feature = "zstd")]
-fn unpack_zstd(data: &[u8], size: u32) -> io::Result<Vec<u8>> {
+fn unpack_zstd(data: impl Read, size: u32, sink: &mut Sink<'_>) -> io::Result<u64> {
     use ruzstd::decoding::{DEFAULT_MAX_WINDOW_SIZE, StreamingDecoder};
 
     // A frame in one segment has a window of its own size.
     let window = u64::from(size).max(DEFAULT_MAX_WINDOW_SIZE);
     let mut decoder =
         StreamingDecoder::new_with_max_window_size(data, window).map_err(io::Error::other)?;
-    let unpacked = read_up_to(&mut decoder, size)?;
-    let at_end = unpacked.len() as u64 <= u64::from(size);
-    let stated = decoder.decoder.get_checksum_from_data().filter(|_| at_end);
+    let unpacked = read_up_to(&mut decoder, size, sink)?;
+    let stated = decoder.decoder.get_checksum_from_data().filter(|_| unpacked <= u64::from(size));
     if stated.is_some() && stated != decoder.decoder.get_calculated_checksum() {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the checksum does not match"));
     }
@@ -140,38 +163,63 @@ fn unpack_zstd(data: &[u8], size: u32) -> io::Result<Vec<u8>> {
 /// lz4_flex's own reader of it refuses blocks that packing made larger, as one with a compressed
 /// built-in initramfs is.
 #[cfg(feature = "lz4")]
-fn unpack_lz4(data: &[u8], size: u32) -> io::Result<Vec<u8>> {
-    const MAGIC_LEN: usize = 4;
+fn unpack_lz4(mut data: impl Read, size: u32, sink: &mut Sink<'_>) -> io::Result<u64> {
     const BLOCK: usize = 8 << 20;
+    /// What LZ4 makes of a block that cannot be packed (`LZ4_compressBound`).
+    const MOST_PACKED: usize = BLOCK + BLOCK / 255 + 16;
 
-    let end = usize::try_from(size).map_err(|_| io::ErrorKind::OutOfMemory)?;
-    let mut unpacked = vec_with_capacity(end.saturating_add(BLOCK))?;
-    unpacked.resize(end.saturating_add(BLOCK), 0);
+    let mut word = [0; 4];
+    data.read_exact(&mut word)?; // The magic number.
+    let (mut packed, mut unpacked) = (Vec::new(), vec_with_capacity(BLOCK)?);
+    unpacked.resize(BLOCK, 0);
     let mut len = 0;
-    let mut rest = data.get(MAGIC_LEN..).unwrap_or_default();
-    while !rest.is_empty() && len <= end {
-        let (packed, tail) = rest.split_first_chunk().ok_or(io::ErrorKind::UnexpectedEof)?;
-        let packed = usize::try_from(u32::from_le_bytes(*packed)).unwrap_or(usize::MAX);
-        let (block, tail) = tail.split_at_checked(packed).ok_or(io::ErrorKind::UnexpectedEof)?;
-        let output = unpacked.get_mut(len..len + BLOCK).unwrap_or_default();
-        len += lz4_flex::block::decompress_into(block, output).map_err(io::Error::other)?;
-        rest = tail;
+    while len <= u64::from(size) && !at_end(&mut data, &mut word)? {
+        let block = usize::try_from(u32::from_le_bytes(word)).unwrap_or(usize::MAX);
+        if block > MOST_PACKED {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        packed.resize(block, 0);
+        data.read_exact(&mut packed)?;
+        let size = lz4_flex::block::decompress_into(&packed, &mut unpacked);
+        let size = size.map_err(io::Error::other)?;
+        sink(unpacked.get(..size).unwrap_or_default())?;
+        len += size as u64;
     }
-    unpacked.truncate(len);
-    Ok(unpacked)
+    Ok(len)
+}
+
+/// Reads a word, unless the data ended before.
+#[cfg(feature = "lz4")]
+fn at_end(data: &mut impl Read, word: &mut [u8; 4]) -> io::Result<bool> {
+    let (first, rest) = word.split_at_mut(1);
+    if data.read(first)? == 0 {
+        return Ok(true);
+    }
+    data.read_exact(rest)?;
+    Ok(false)
 }
 
 /// Reads to the end, so that the decoder checks what follows the data, or to `size + 1` bytes.
 #[allow(dead_code, reason = "unused without any compression")]
-fn read_up_to(reader: impl Read, size: u32) -> io::Result<Vec<u8>> {
-    let mut unpacked =
-        vec_with_capacity(usize::try_from(size).map_err(|_| io::ErrorKind::OutOfMemory)?)?;
-    reader.take(u64::from(size) + 1).read_to_end(&mut unpacked)?;
-    Ok(unpacked)
+fn read_up_to(reader: impl Read, size: u32, sink: &mut Sink<'_>) -> io::Result<u64> {
+    let mut reader = reader.take(u64::from(size) + 1);
+    let mut chunk = vec![0; CHUNK];
+    let mut len = 0;
+    loop {
+        match reader.read(&mut chunk) {
+            Ok(0) => return Ok(len),
+            Ok(size) => {
+                sink(chunk.get(..size).unwrap_or_default())?;
+                len += size as u64;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
-/// The size is an image's word, so a host that has not so much must not abort.
-#[allow(dead_code, reason = "unused without any compression")]
+/// A host that has not so much memory must not abort.
+#[cfg(feature = "lz4")]
 fn vec_with_capacity(capacity: usize) -> io::Result<Vec<u8>> {
     let mut vec = Vec::new();
     vec.try_reserve_exact(capacity).map_err(|_| io::ErrorKind::OutOfMemory)?;

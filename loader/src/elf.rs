@@ -10,7 +10,7 @@ use linux_loader::elf::{
     ELFCLASS64, ELFDATA2LSB, EM_X86_64, ET_EXEC, Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE,
 };
 use thiserror::Error;
-use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
+use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 
 use crate::image::Image;
 use crate::kernel::Protocol;
@@ -178,12 +178,23 @@ struct Segment {
 
 impl Elf {
     pub(crate) fn parse(image: &Image) -> Result<Self, ElfError> {
-        let header = read_header(image)?;
-        let program_headers = read_program_headers(image, &header)?;
+        let (mut elf, notes) = Self::parse_headers(image, image.size())?;
+        elf.pvh_entry = pvh_note::find(image, &notes)?;
+        Ok(elf)
+    }
+
+    /// All but the PVH entry, by the headers only, which must be in `image`, the start of a file of `size`
+    /// bytes. Returns the places of the notes too, as offset and size.
+    pub(crate) fn parse_headers(
+        image: &Image,
+        size: u64,
+    ) -> Result<(Self, Vec<(u64, usize)>), ElfError> {
+        let header = read_header(image, size)?;
+        let program_headers = read_program_headers(image, &header, size)?;
         let mut segments = Vec::new();
         for (number, header) in program_headers.iter().enumerate() {
             if header.p_type == PT_LOAD && header.p_memsz | header.p_filesz != 0 {
-                segments.push(Segment::new(number, header, image.size())?);
+                segments.push(Segment::new(number, header, size)?);
             }
         }
         segments.sort_unstable_by_key(|segment| segment.start);
@@ -192,8 +203,21 @@ impl Elf {
             return Err(ElfError::NoSegments);
         }
         let notes = program_headers.iter().filter(|header| header.p_type == PT_NOTE);
-        let pvh_entry = pvh_note::find(image, notes)?;
-        Ok(Self { segments, entry: header.e_entry, pvh_entry })
+        let notes = pvh_note::places(size, notes)?;
+        Ok((Self { segments, entry: header.e_entry, pvh_entry: None }, notes))
+    }
+
+    /// How many bytes of a file that begins with `start` have all that
+    /// [`parse_headers`](Self::parse_headers) reads.
+    pub(crate) fn headers_end(start: &[u8]) -> Option<u64> {
+        let mut header = Elf64_Ehdr::default();
+        header.as_mut_slice().copy_from_slice(start.get(..size_of::<Elf64_Ehdr>())?);
+        let table = u64::from(header.e_phnum) * size_of::<Elf64_Phdr>() as u64;
+        Some(header.e_phoff.saturating_add(table))
+    }
+
+    pub(crate) fn set_pvh_entry(&mut self, entry: Option<u64>) {
+        self.pvh_entry = entry;
     }
 
     /// The first address behind the kernel, its zero-filled part included.
@@ -223,6 +247,33 @@ impl Elf {
         self.segments.iter().any(|segment| (segment.start..segment.end).contains(&address))
     }
 
+    /// Checks that there is memory for all segments.
+    pub(crate) fn check_memory<M: GuestMemoryBackend>(&self, memory: &M) -> Result<(), ElfError> {
+        self.segments.iter().try_for_each(|segment| segment.check_memory(memory))
+    }
+
+    /// Says that all segments are about to be written.
+    pub(crate) fn announce(&self, pages: &dyn MapPages) {
+        for segment in &self.segments {
+            pages.will_fill(GuestAddress(segment.start), segment.file_size);
+        }
+    }
+
+    /// Writes what segments have of `bytes`, which are at `offset` in the file. Their memory was checked.
+    pub(crate) fn place<M: GuestMemoryBackend>(
+        &self,
+        offset: u64,
+        bytes: &[u8],
+        memory: &M,
+    ) -> Result<(), GuestMemoryError> {
+        for segment in &self.segments {
+            if let Some((at, part)) = overlap(segment.offset, segment.file_size, offset, bytes) {
+                memory.write_slice(part, GuestAddress(segment.start.saturating_add(at)))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts the segments into guest memory. What they want zeroed is fresh memory and left
     /// untouched, so that it costs nothing before the guest uses it.
     pub(crate) fn load<M: GuestMemoryBackend>(
@@ -232,9 +283,7 @@ impl Elf {
         pages: Option<&dyn MapPages>,
         may_map: bool,
     ) -> Result<(), ElfError> {
-        for segment in &self.segments {
-            segment.check_memory(memory)?;
-        }
+        self.check_memory(memory)?;
         for segment in &self.segments {
             segment
                 .load(image, memory, pages, may_map)
@@ -317,9 +366,9 @@ impl Segment {
     }
 }
 
-fn read_header(image: &Image) -> Result<Elf64_Ehdr, ElfError> {
+fn read_header(image: &Image, size: u64) -> Result<Elf64_Ehdr, ElfError> {
     let mut header = Elf64_Ehdr::default();
-    check_within("the file header", 0, size_of::<Elf64_Ehdr>() as u64, image.size())?;
+    check_within("the file header", 0, size_of::<Elf64_Ehdr>() as u64, size)?;
     image
         .read_at(0, header.as_mut_slice())
         .map_err(|source| ElfError::Read { what: "the file header", source })?;
@@ -342,11 +391,15 @@ fn read_header(image: &Image) -> Result<Elf64_Ehdr, ElfError> {
     Ok(header)
 }
 
-fn read_program_headers(image: &Image, header: &Elf64_Ehdr) -> Result<Vec<Elf64_Phdr>, ElfError> {
+fn read_program_headers(
+    image: &Image,
+    header: &Elf64_Ehdr,
+    file_size: u64,
+) -> Result<Vec<Elf64_Phdr>, ElfError> {
     let what = "the program header table";
     let mut table = vec![Elf64_Phdr::default(); usize::from(header.e_phnum)];
     let size = u64::from(header.e_phnum) * size_of::<Elf64_Phdr>() as u64;
-    check_within(what, header.e_phoff, size, image.size())?;
+    check_within(what, header.e_phoff, size, file_size)?;
     let bytes = image
         .bytes_at(header.e_phoff, usize::try_from(size).unwrap_or(usize::MAX))
         .map_err(|source| ElfError::Read { what, source })?;
@@ -367,6 +420,18 @@ pub(crate) fn check_within(
         Some(end) if end <= size => Ok(()),
         end => Err(ElfError::Truncated { what, end: end.unwrap_or(u64::MAX), size }),
     }
+}
+
+/// Of a range of a file (`start`, `len`), what is in `bytes`, which are at `offset` in the file; with its
+/// place in the range.
+pub(crate) fn overlap(start: u64, len: u64, offset: u64, bytes: &[u8]) -> Option<(u64, &[u8])> {
+    let end = start.saturating_add(len);
+    let first = start.max(offset);
+    let last = end.min(offset.saturating_add(bytes.len() as u64));
+    let from = usize::try_from(first.checked_sub(offset)?).ok()?;
+    let to = usize::try_from(last.checked_sub(offset)?).ok()?;
+    let part = bytes.get(from..to).filter(|part| !part.is_empty())?;
+    Some((first.saturating_sub(start), part))
 }
 
 fn check_disjoint(sorted: &[Segment]) -> Result<(), ElfError> {

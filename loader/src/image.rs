@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::{File, FileType, OpenOptions};
-use std::io::{self, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -181,6 +181,11 @@ impl Image {
         }
     }
 
+    /// Reads the `len` bytes from `offset` on, one after the other.
+    pub(crate) fn reader(&self, offset: u64, len: u64) -> Reader<'_> {
+        Reader { image: self, offset, left: len }
+    }
+
     /// Reads `len` bytes from `offset` on; the caller has compared them with [`size`](Self::size).
     pub(crate) fn bytes_at(&self, offset: u64, len: usize) -> io::Result<Cow<'_, [u8]>> {
         if let Source::Bytes(bytes) = &self.source {
@@ -248,6 +253,23 @@ impl Image {
                 memory.write_slice(part(bytes, offset, len)?, address).map_err(into_io)
             }
         }
+    }
+}
+
+/// A part of an [`Image`], from its first byte to its last.
+pub(crate) struct Reader<'a> {
+    image: &'a Image,
+    offset: u64,
+    left: u64,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = usize::try_from(self.left).unwrap_or(usize::MAX).min(buffer.len());
+        self.image.read_at(self.offset, buffer.get_mut(..len).unwrap_or_default())?;
+        self.offset = self.offset.saturating_add(len as u64);
+        self.left = self.left.saturating_sub(len as u64);
+        Ok(len)
     }
 }
 

@@ -13,7 +13,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::bzimage::{BzImage, BzImageError};
 use crate::cmdline::Cmdline;
-use crate::elf::Elf;
+use crate::elf::{Elf, ElfError};
+use crate::elf_stream::ElfStream;
 use crate::error::LoadError;
 use crate::image::{Image, ImageError};
 use crate::initrd::Initrd;
@@ -84,8 +85,19 @@ impl Kernel {
                 (self.unpacked_from, Image::sealed(name.clone(), |to| self.image.copy_to_file(to)))
             }
             Format::BzImage => {
-                let (bzimage, elf) = self.unpack(HOLE_START.0)?;
-                (Some(bzimage), Image::sealed(name.clone(), |to| to.write_all(&elf)))
+                let bzimage = self.bzimage()?;
+                let payload = bzimage.payload(&self.image, HOLE_START.0);
+                let payload = payload.map_err(|source| self.bzimage_error(source))?;
+                let mut broken = None;
+                let image = Image::sealed(name.clone(), |to| {
+                    let result = payload.unpack(&self.image, &mut |bytes| to.write_all(bytes));
+                    broken = result.err();
+                    Ok(())
+                });
+                if let Some(source) = broken {
+                    return Err(self.bzimage_error(source));
+                }
+                (Some(bzimage), image)
             }
         };
         let image = image.map_err(|source| ImageError::Read { image: name, source })?;
@@ -133,8 +145,8 @@ impl Kernel {
     /// is a PVH note and `e_entry` is no 64-bit entry point, since it is in no segment (a virtual
     /// address) or the same as the note's (32-bit code): then it is [`Protocol::Pvh`].
     ///
-    /// A bzImage is unpacked in this process, which takes as much memory as the unpacked kernel
-    /// for a moment, and no more than the guest has.
+    /// A bzImage is unpacked in this process, straight into guest memory, which takes some
+    /// memory beside: up to 17 MiB with LZ4, and with the others as much as their window.
     ///
     /// # Errors
     ///
@@ -159,12 +171,8 @@ impl Kernel {
         pages: Option<&dyn MapPages>,
     ) -> Result<Entry, LoadError> {
         match (self.unpacked_from, self.format()?) {
-            (Some(bzimage), _) => self.load_unpacked(&bzimage, &self.image, memory, config, pages),
-            (None, Format::BzImage) => {
-                let (bzimage, elf) = self.unpack(e820::end_of_low_memory(memory))?;
-                let unpacked = Image::bytes(elf.into());
-                self.load_unpacked(&bzimage, &unpacked, memory, config, pages)
-            }
+            (Some(bzimage), _) => self.load_unpacked(&bzimage, memory, config, pages),
+            (None, Format::BzImage) => self.load_bzimage(memory, config, pages),
             (None, Format::Elf) => {
                 let error = |source| LoadError::Elf { image: self.image.name().clone(), source };
                 let elf = Elf::parse(&self.image).map_err(error)?;
@@ -176,36 +184,77 @@ impl Kernel {
         }
     }
 
-    /// Unpacks a bzImage that gives no more than `limit` bytes.
-    fn unpack(&self, limit: u64) -> Result<(BzImage, Vec<u8>), LoadError> {
-        let error = |source| LoadError::BzImage { image: self.image.name().clone(), source };
-        let bzimage = BzImage::parse(&self.image).map_err(error)?;
-        let unpacked = bzimage.unpack(&self.image, limit).map_err(error)?;
-        Ok((bzimage, unpacked))
+    /// Unpacks a bzImage to where it belongs.
+    fn load_bzimage<M: GuestMemoryBackend>(
+        &self,
+        memory: &M,
+        config: &BootConfig<'_>,
+        pages: Option<&dyn MapPages>,
+    ) -> Result<Entry, LoadError> {
+        let elf_error = |source| self.bzimage_error(BzImageError::Elf(source));
+        let bzimage = self.bzimage()?;
+        self.check_cmdline(&bzimage, config)?;
+        let payload = bzimage.payload(&self.image, e820::end_of_low_memory(memory));
+        let payload = payload.map_err(|source| self.bzimage_error(source))?;
+        let mut info = None;
+        let mut stream = ElfStream::new(memory, pages, payload.size(), |elf: &Elf| {
+            info = Some(self.boot_info(&bzimage, elf, memory, config)?);
+            Ok(())
+        });
+        let mut sink = |bytes: &[u8]| {
+            stream.push(bytes, &elf_error);
+            Ok(())
+        };
+        payload.unpack(&self.image, &mut sink).map_err(|source| self.bzimage_error(source))?;
+        let elf = stream.finish(&elf_error)?;
+        let entry = elf.entry(self.protocol).map_err(elf_error)?;
+        let info = info.ok_or(elf_error(ElfError::NoSegments))?;
+        info.write(memory, config, entry, Some(bzimage.header()))
     }
 
     /// Loads the ELF file that was in a bzImage.
     fn load_unpacked<M: GuestMemoryBackend>(
         &self,
         bzimage: &BzImage,
-        unpacked: &Image,
         memory: &M,
         config: &BootConfig<'_>,
         pages: Option<&dyn MapPages>,
     ) -> Result<Entry, LoadError> {
-        let image = || self.image.name().clone();
-        let error =
-            |source| LoadError::BzImage { image: image(), source: BzImageError::Elf(source) };
+        let error = |source| self.bzimage_error(BzImageError::Elf(source));
+        self.check_cmdline(bzimage, config)?;
+        let elf = Elf::parse(&self.image).map_err(error)?;
+        let entry = elf.entry(self.protocol).map_err(error)?;
+        let info = self.boot_info(bzimage, &elf, memory, config)?;
+        elf.load(&self.image, memory, pages, self.may_be_mapped()).map_err(error)?;
+        info.write(memory, config, entry, Some(bzimage.header()))
+    }
+
+    fn boot_info<M: GuestMemoryBackend>(
+        &self,
+        bzimage: &BzImage,
+        elf: &Elf,
+        memory: &M,
+        config: &BootConfig<'_>,
+    ) -> Result<BootInfo, LoadError> {
+        let end = elf.end().max(bzimage.init_end());
+        BootInfo::new(memory, config, end, bzimage.initrd_limit())
+    }
+
+    fn check_cmdline(&self, bzimage: &BzImage, config: &BootConfig<'_>) -> Result<(), LoadError> {
         let (length, limit) = (config.cmdline.as_str().len(), bzimage.cmdline_limit());
         if length > limit {
-            return Err(LoadError::CmdlineTooLong { image: image(), length, limit });
+            let image = self.image.name().clone();
+            return Err(LoadError::CmdlineTooLong { image, length, limit });
         }
-        let elf = Elf::parse(unpacked).map_err(error)?;
-        let entry = elf.entry(self.protocol).map_err(error)?;
-        let end = elf.end().max(bzimage.init_end());
-        let info = BootInfo::new(memory, config, end, bzimage.initrd_limit())?;
-        elf.load(unpacked, memory, pages, unpacked.is_sealed()).map_err(error)?;
-        info.write(memory, config, entry, Some(bzimage.header()))
+        Ok(())
+    }
+
+    fn bzimage(&self) -> Result<BzImage, LoadError> {
+        BzImage::parse(&self.image).map_err(|source| self.bzimage_error(source))
+    }
+
+    fn bzimage_error(&self, source: BzImageError) -> LoadError {
+        LoadError::BzImage { image: self.image.name().clone(), source }
     }
 
     fn may_be_mapped(&self) -> bool {

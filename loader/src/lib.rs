@@ -9,6 +9,7 @@ mod cmdline;
 mod decompress;
 mod e820;
 mod elf;
+mod elf_stream;
 mod error;
 mod image;
 mod initrd;

@@ -9,24 +9,32 @@ use crate::image::Image;
 const NAME: &[u8] = b"Xen\0";
 const PHYS32_ENTRY: u32 = 18;
 
+const WHAT: &str = "the notes";
+
 /// The most bytes of notes that are read; Linux has about 500.
 const LIMIT: u64 = 64 << 10;
 
-/// The entry address in the first such note of these `PT_NOTE` segments.
-pub(crate) fn find<'a>(
-    image: &Image,
+/// The places in the file of these `PT_NOTE` segments, as offset and size.
+pub(crate) fn places<'a>(
+    file_size: u64,
     segments: impl Iterator<Item = &'a Elf64_Phdr>,
-) -> Result<Option<u64>, ElfError> {
-    let what = "the notes";
+) -> Result<Vec<(u64, usize)>, ElfError> {
     let mut total = 0u64;
-    for segment in segments {
-        check_within(what, segment.p_offset, segment.p_filesz, image.size())?;
+    let place = |segment: &Elf64_Phdr| {
+        check_within(WHAT, segment.p_offset, segment.p_filesz, file_size)?;
         total = total.saturating_add(segment.p_filesz);
         let size = usize::try_from(segment.p_filesz).ok().filter(|_| total <= LIMIT);
         let size = size.ok_or(ElfError::NotesTooLarge { size: total, limit: LIMIT })?;
-        let bytes = image
-            .bytes_at(segment.p_offset, size)
-            .map_err(|source| ElfError::Read { what, source })?;
+        Ok((segment.p_offset, size))
+    };
+    segments.map(place).collect()
+}
+
+/// The entry address in the first such note at these places.
+pub(crate) fn find(image: &Image, places: &[(u64, usize)]) -> Result<Option<u64>, ElfError> {
+    for &(offset, size) in places {
+        let bytes =
+            image.bytes_at(offset, size).map_err(|source| ElfError::Read { what: WHAT, source })?;
         if let Some(entry) = find_in(&bytes)? {
             return Ok(Some(entry));
         }
@@ -36,7 +44,7 @@ pub(crate) fn find<'a>(
 
 /// Walks one segment. A note that reaches beyond its segment ends the walk: it may be of a kind
 /// that is not aligned as Linux's are, and concerns nobody here.
-fn find_in(mut notes: &[u8]) -> Result<Option<u64>, ElfError> {
+pub(crate) fn find_in(mut notes: &[u8]) -> Result<Option<u64>, ElfError> {
     while let Some((note, rest)) = Note::split(notes) {
         if note.kind == PHYS32_ENTRY && note.name == NAME {
             return note.address().map(Some);
