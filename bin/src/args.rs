@@ -106,6 +106,13 @@ pub(crate) struct RunArgs {
     #[arg(allow_hyphen_values = true, help_heading = "Guest")]
     pub(crate) cmdline: String,
 
+    /// Leave out the words for a fast boot that otherwise stand in front of the command line
+    ///
+    /// They are: cryptomgr.notests (ciphers do not test themselves) and 8250.nr_uarts=1 (there is one
+    /// serial port). The same word in --cmdline, with another value, overrules one.
+    #[arg(long, help_heading = "Guest")]
+    pub(crate) no_default_cmdline: bool,
+
     // The help's brackets are no links.
     #[allow(rustdoc::broken_intra_doc_links)]
     /// Memory: 256M, 1G, 1GiB; a plain number is in MiB

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use sparkler::virtio::rng::Rng;
-use sparkler::{Initrd, Kernel, Placement, Vm, VmBuilder};
+use sparkler::{Cmdline, Initrd, Kernel, Placement, Vm, VmBuilder};
 
 use crate::{
     args::RunArgs,
@@ -82,7 +82,7 @@ fn builder(args: &RunArgs) -> Result<VmBuilder, Failure> {
         .memory_backing(args.memory.backing().map_err(Failure::refused)?)
         .placement(placement(args))
         .cpu_template(args.cpu_template.into())
-        .cmdline(args.cmdline.as_str())
+        .cmdline(cmdline(args))
         .acpi(!args.no_acpi)
         .kernel(kernel);
     if let Some(path) = &args.initrd {
@@ -98,6 +98,14 @@ fn builder(args: &RunArgs) -> Result<VmBuilder, Failure> {
         builder = builder.device(Rng::new().map_err(Failure::refused)?);
     }
     Ok(builder)
+}
+
+/// The user's words last, so that they overrule ours.
+fn cmdline(args: &RunArgs) -> String {
+    if args.no_default_cmdline {
+        return args.cmdline.clone();
+    }
+    [Cmdline::FAST_BOOT, &args.cmdline].join(" ")
 }
 
 fn placement(args: &RunArgs) -> Placement {
