@@ -4,11 +4,13 @@
 
 mod common;
 
+use std::io::Write;
 use std::time::Duration;
 
 use sparkler::cpu::CpuTemplate;
 use sparkler::{
-    Initrd, Kernel, MemorySize, Milestone, Outcome, Protocol, ResetAction, RunningVm, Vm, VmBuilder,
+    Initrd, Kernel, MemorySize, Milestone, Outcome, Protocol, ResetAction, RunningVm, SharedRegion,
+    Vm, VmBuilder,
 };
 
 use crate::common::Captured;
@@ -93,12 +95,24 @@ fn the_same_kernel_enters_by_pvh() {
 #[test]
 #[ignore = "needs the lab"]
 fn memory_above_the_hole_is_seen() {
-    let (outcome, text, _) = run(linux("exit=3").memory(MemorySize::gib(6)));
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(b"shared").unwrap();
+    let builder = linux("exit=3")
+        .memory(MemorySize::gib(6))
+        .memory_region(16 << 30, MemorySize::mib(64))
+        .shared_region(8 << 30, SharedRegion::fd(file.into()).unwrap());
+    let (outcome, text, _) = run(builder);
     assert_eq!(outcome, Outcome::Exited(3), "{text}");
     let kib =
         text.lines().find_map(|line| line.trim().strip_prefix("memory: ")?.strip_suffix(" kB"));
     assert!(kib.unwrap().trim().parse::<u64>().unwrap() > 5 << 20, "{text}");
-    assert!(text.contains("[mem 0x0000000100000000-0x00000001bfffffff] usable"), "{text}");
+    for part in [
+        "[mem 0x0000000100000000-0x00000001bfffffff] usable",
+        "[mem 0x0000000200000000-0x0000000200000fff] reserved",
+        "[mem 0x0000000400000000-0x0000000403ffffff] usable",
+    ] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
 }
 
 #[test]
