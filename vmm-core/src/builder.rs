@@ -366,9 +366,10 @@ impl VmBuilder {
         // Kept only where it may be wanted again: there may be a large kernel in it.
         let restart = self.on_reset == ResetAction::Restart;
         let blueprint = restart.then_some(self.blueprint);
-        let machine = Machine::new(ports, mmio, slots, hardware, space, lines, blueprint)?;
+        let machine =
+            Machine::new((ports, mmio), serial, slots, hardware, space, lines, blueprint)?;
         control.recorder().record(Milestone::Built);
-        Ok(Vm::new(machine, serial, console, threads, control))
+        Ok(Vm::new(machine, console, threads, control))
     }
 }
 

@@ -26,8 +26,9 @@ use crate::machine::Machine;
 ///
 /// # What paused means
 /// No vCPU executes an instruction. Requests that the guest had made to virtio devices and that were being
-/// worked on are complete, and no further one begins; packets and other input from outside wait. What the
-/// guest printed goes on to the console's writer; nothing is read for it. The guest's clocks go on, and it
+/// worked on are complete, and no further one begins; packets and other input from outside wait. What it
+/// printed is written, unless the console's writer makes no progress for
+/// [`DRAIN_TIMEOUT`](crate::Console::DRAIN_TIMEOUT); nothing is handed to it. The guest's clocks go on, and it
 /// is told that it stood still where it has KVM's clock, so that its watchdogs do not bark.
 ///
 /// A handle holds no resource of the machine and may outlive it.

@@ -1,6 +1,7 @@
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kvm_ioctls::{VcpuFd, VmFd};
 use sparkler_devices::boot_mark::{BOOT_MARK_PORT, BootMark};
@@ -21,13 +22,14 @@ use crate::stats::{ExitCounters, Stats};
 use crate::sys::wake::Wake;
 use crate::timeline::Milestone;
 use crate::virtio_slots::{Slot, Transports};
-use crate::{ControlError, Outcome};
+use crate::{Console, ControlError, Outcome};
 
 /// A machine's vCPUs, and what they run in: memory and devices, which are shared without a lock.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub(crate) ports: Bus,
     pub(crate) mmio: Bus,
+    pub(crate) serial: SerialConsole,
     pub(crate) virtio: Transports,
     /// Each is locked by its thread, but for when the thread is parked.
     pub(crate) vcpus: Vec<Mutex<Option<VcpuFd>>>,
@@ -72,8 +74,8 @@ pub(crate) struct GuestSpace {
 
 impl Machine {
     pub(crate) fn new(
-        ports: Bus,
-        mut mmio: Bus,
+        (ports, mut mmio): (Bus, Bus),
+        serial: SerialConsole,
         slots: Vec<Slot>,
         hardware: Hardware,
         space: GuestSpace,
@@ -92,7 +94,7 @@ impl Machine {
         let vcpus: Vec<_> = hardware.vcpus.into_iter().map(|vcpu| Mutex::new(Some(vcpu))).collect();
         let exits = (0..vcpus.len()).map(|_| ExitCounters::default()).collect();
         let vm = Mutex::new(Some(hardware.vm));
-        Ok(Self { ports, mmio, virtio, vcpus, exits, vm, space, lines, blueprint })
+        Ok(Self { ports, mmio, serial, virtio, vcpus, exits, vm, space, lines, blueprint })
     }
 
     /// What it counts, but for the console.
@@ -125,12 +127,15 @@ impl Machine {
             // up KVM's clock.
             let _ = lock(vcpu).as_ref().map(VcpuFd::kvmclock_ctrl);
         }
-        if self.virtio.pause(has_ended) { Ok(()) } else { Err(ControlError::Ended) }
+        self.serial.input_space.set_closed(true);
+        let paused = self.virtio.pause(&has_ended) && self.serial.wait_delivered(&has_ended);
+        if paused { Ok(()) } else { Err(ControlError::Ended) }
     }
 
     /// Undoes [`pause`](Self::pause).
     pub(crate) fn resume(&self) {
         self.virtio.resume();
+        self.serial.input_space.set_closed(false);
     }
 }
 
@@ -166,6 +171,23 @@ impl SerialConsole {
         let sink = connected.then(|| Arc::clone(&output));
         let port = Arc::new(SerialPort::new(interrupt, sink, move || space.available()));
         Ok(Self { port, output, wake_output, input_space })
+    }
+
+    /// Waits until what the guest has printed is written, as long as the writer makes progress. False: gave
+    /// up, because of `has_ended`.
+    fn wait_delivered(&self, has_ended: impl Fn() -> bool) -> bool {
+        /// How often to look whether the machine has ended meanwhile.
+        const LOOK: Duration = Duration::from_millis(20);
+        let (mut waiting, mut silence) = (self.output.len(), Duration::ZERO);
+        while silence < Console::DRAIN_TIMEOUT && !self.output.wait_delivered(LOOK) {
+            if has_ended() {
+                return false;
+            }
+            let now = self.output.len();
+            silence = if now == waiting { silence.saturating_add(LOOK) } else { Duration::ZERO };
+            waiting = now;
+        }
+        true
     }
 }
 

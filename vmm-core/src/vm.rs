@@ -4,7 +4,7 @@ use std::thread;
 
 use crate::console::ConsoleThreads;
 use crate::control::Control;
-use crate::machine::{Machine, SerialConsole};
+use crate::machine::Machine;
 use crate::placement::{Role, Threads};
 use crate::running::RunningVm;
 use crate::timeline::Milestone;
@@ -17,7 +17,6 @@ use crate::{Console, Outcome, RunError, StartError, Stats, Timeline, VmBuilder, 
 #[must_use = "a machine does nothing until start() is called"]
 pub struct Vm {
     machine: Arc<Machine>,
-    serial: SerialConsole,
     console: Option<Console>,
     threads: Arc<Threads>,
     control: Arc<Control>,
@@ -34,7 +33,7 @@ impl Vm {
     /// # Errors
     /// [`StartError`] if a thread cannot be had; then nothing runs.
     pub fn start(self) -> Result<RunningVm, StartError> {
-        let Self { machine, serial, console, threads: placed, control } = self;
+        let Self { machine, console, threads: placed, control } = self;
         control.recorder().record(Milestone::Started);
         let mut threads = Vec::with_capacity(machine.vcpu_count().into());
         for index in 0..machine.vcpu_count() {
@@ -48,11 +47,15 @@ impl Vm {
                 }
             }
         }
-        let running =
-            RunningVm::new(threads, machine, Arc::clone(&control), Arc::clone(&serial.output));
+        let running = RunningVm::new(
+            threads,
+            Arc::clone(&machine),
+            Arc::clone(&control),
+            Arc::clone(&machine.serial.output),
+        );
         if let Some(console) = console {
             // On failure, dropping `running` stops the vCPUs.
-            running.attach(ConsoleThreads::start(console, &serial, &placed, &control)?);
+            running.attach(ConsoleThreads::start(console, &machine.serial, &placed, &control)?);
         }
         Ok(running)
     }
@@ -78,12 +81,11 @@ impl Vm {
 
     pub(crate) fn new(
         machine: Machine,
-        serial: SerialConsole,
         console: Option<Console>,
         threads: Arc<Threads>,
         control: Arc<Control>,
     ) -> Self {
-        Self { machine: Arc::new(machine), serial, console, threads, control }
+        Self { machine: Arc::new(machine), console, threads, control }
     }
 }
 

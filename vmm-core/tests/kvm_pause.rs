@@ -5,6 +5,7 @@
 mod common;
 
 use std::fs;
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use sparkler::virtio::block::EngineKind;
 use sparkler::virtio::{DeviceError, Session, VirtioDevice};
-use sparkler::{ControlError, Outcome, RunningVm, VmHandle, VmState};
+use sparkler::{Console, ControlError, Milestone, Outcome, RunningVm, VmHandle, VmState};
 
 use crate::common::disks::{file, open};
 use crate::common::{Captured, guest};
@@ -53,6 +54,45 @@ fn a_disk_stands_still_with_nothing_in_flight_and_loses_nothing() {
         assert_eq!(running.wait(), Ok(Outcome::Exited(0)), "{engine:?}: {}", captured.text());
         assert!(pauses > 0);
     }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn what_was_printed_is_written_when_the_pause_begins() {
+    let captured = Captured::default();
+    let builder = guest("test=print bytes=100000000").console(captured.console());
+    let running = builder.build().unwrap().start().unwrap();
+    let handle = running.handle();
+    for _ in 0..10 {
+        handle.pause().unwrap();
+        let written = captured.text().len();
+        thread::sleep(Duration::from_millis(10)); // What was still on its way would arrive.
+        assert_eq!(captured.text().len(), written);
+        handle.resume().unwrap();
+        while captured.text().len() == written {
+            assert_eq!(running.wait_timeout(Duration::from_millis(1)), Ok(None));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn neither_a_blocked_writer_nor_waiting_input_holds_up_a_pause() {
+    let (_full, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(&[b'x'; 65536]).unwrap(); // As much as a pipe holds.
+    let (reader, mut input) = std::io::pipe().unwrap();
+    input.write_all(&[b'x'; 4096]).unwrap();
+    let builder = guest("mark=5 test=echo").console(Console::pollable(reader, writer));
+    let running = builder.build().unwrap().start().unwrap();
+    // Its banner is printed and cannot be written.
+    while running.timeline().at(Milestone::Mark(5)).is_none() {
+        assert_eq!(running.wait_timeout(Duration::from_millis(1)), Ok(None));
+    }
+    let handle = running.handle();
+    handle.pause().unwrap();
+    handle.resume().unwrap();
+    handle.stop();
+    assert_eq!(running.wait(), Ok(Outcome::Stopped));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// A bounded queue of bytes from a guest to one consumer on the host.
 ///
@@ -10,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// single bytes does not cost a wake-up each.
 pub struct OutputBuffer {
     inner: Mutex<Inner>,
+    delivered: Condvar,
     capacity: usize,
     wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -28,7 +30,8 @@ impl OutputBuffer {
     pub fn new(capacity: usize, wake: impl Fn() + Send + Sync + 'static) -> Self {
         let inner =
             Inner { bytes: VecDeque::new(), dropped: 0, consumer_sleeps: true, closed: false };
-        Self { inner: Mutex::new(inner), capacity, wake: Box::new(wake) }
+        let delivered = Condvar::new();
+        Self { inner: Mutex::new(inner), delivered, capacity, wake: Box::new(wake) }
     }
 
     /// Appends `bytes`, dropping what does not fit.
@@ -71,6 +74,8 @@ impl OutputBuffer {
             drop(inner);
             return self.take(into, limit);
         }
+        drop(inner);
+        self.delivered.notify_all();
         0
     }
 
@@ -81,6 +86,29 @@ impl OutputBuffer {
         inner.bytes = VecDeque::new();
         inner.closed = true;
         inner.dropped = inner.dropped.saturating_add(count);
+        drop(inner);
+        self.delivered.notify_all();
+    }
+
+    /// Waits until the consumer has delivered all that was pushed and sleeps, or is gone. False if that takes
+    /// longer than `timeout`.
+    pub fn wait_delivered(&self, timeout: Duration) -> bool {
+        let busy = |inner: &mut Inner| !(inner.consumer_sleeps || inner.closed);
+        let wait = self.delivered.wait_timeout_while(self.inner(), timeout, busy);
+        let (_inner, wait) = wait.unwrap_or_else(PoisonError::into_inner);
+        !wait.timed_out()
+    }
+
+    /// How many bytes wait for the consumer.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.inner().bytes.len()
+    }
+
+    /// Whether none do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Counts `count` bytes as dropped: those that the consumer took and could not deliver.
@@ -143,6 +171,22 @@ mod tests {
         buffer.push(b"f");
         assert_eq!(count(), 3);
         assert_eq!(seen, b"abcde");
+    }
+
+    #[test]
+    fn what_the_consumer_has_taken_is_delivered_when_it_asks_again() {
+        let buffer = OutputBuffer::new(8, || {});
+        let delivered = || buffer.wait_delivered(Duration::from_millis(1));
+        assert!(delivered(), "there is nothing");
+        buffer.push(b"a");
+        assert!(!delivered());
+        buffer.take_or_sleep(&mut Vec::new(), 100);
+        assert!(buffer.is_empty() && !delivered(), "it is being written");
+        buffer.take_or_sleep(&mut Vec::new(), 100);
+        assert!(delivered());
+        buffer.push(b"b");
+        buffer.close();
+        assert!(delivered(), "nobody is there to wait for");
     }
 
     #[test]

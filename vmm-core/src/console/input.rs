@@ -1,7 +1,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use sparkler_devices::serial::SerialPort;
 
@@ -9,6 +9,7 @@ use super::Input;
 use super::worker::{Worker, WorkerState};
 use crate::StartError;
 use crate::control::Control;
+use crate::machine::lock;
 use crate::placement::Threads;
 use crate::sys::poll::{Interest, poll};
 use crate::sys::wake::Wake;
@@ -17,12 +18,26 @@ use crate::sys::wake::Wake;
 #[derive(Debug)]
 pub(crate) struct InputSpace {
     wanted: AtomicBool,
+    /// While the machine is paused.
+    closed: Mutex<bool>,
     wake: Wake,
 }
 
 impl InputSpace {
     pub(crate) fn new() -> io::Result<Self> {
-        Ok(Self { wanted: AtomicBool::new(false), wake: Wake::new()? })
+        Ok(Self { wanted: AtomicBool::new(false), closed: Mutex::new(false), wake: Wake::new()? })
+    }
+
+    /// Keeps input from the UART, or lets it go on. When this returns, none is on its way.
+    pub(crate) fn set_closed(&self, closed: bool) {
+        *lock(&self.closed) = closed;
+        self.wake.wake();
+    }
+
+    /// Hands over as many of `bytes` as the UART takes.
+    fn enqueue(&self, bytes: &[u8], serial: &SerialPort) -> io::Result<usize> {
+        let closed = lock(&self.closed);
+        if *closed { Ok(0) } else { serial.enqueue(bytes) }
     }
 
     /// The UART may take bytes again. Costs nothing unless somebody waits for it.
@@ -78,7 +93,7 @@ fn give(
     while !bytes.is_empty() && !state.is_finishing() {
         // Said before the try, so that room made between the try and the wait is heard of.
         space.wanted.store(true, Ordering::SeqCst);
-        let taken = serial.enqueue(bytes)?;
+        let taken = space.enqueue(bytes, serial)?;
         bytes = bytes.get(taken..).unwrap_or_default();
         if taken == 0 {
             poll([(state.wake.as_fd(), Interest::Readable)], None)?;
