@@ -1,8 +1,9 @@
-//! The project's own commands: `cargo xtask demo | test | bench | lab | kernel`.
+//! The project's own commands: `cargo xtask demo | test | bench | lab | kernel | audit`.
 //!
 //! Each sets itself up on a fresh machine (Debian packages, Rust targets, the lab's kernel) and
 //! keeps what it made under `target/lab`.
 
+mod audit;
 mod bench;
 mod cargo;
 mod demo;
@@ -33,6 +34,8 @@ enum Task {
     Test(test::Options),
     /// Measure boots next to the bare-KVM floor and to other monitors, and write a report
     Bench(bench::Options),
+    /// Check licences, sources and advisories of the dependencies
+    Audit,
     /// Build a small kernel for microVMs from Debian's sources
     Kernel(kernel::Options),
     /// Run a command, or a shell, on a host with hardware-like KVM that QEMU emulates
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Audit => audit::run(),
         Task::Kernel(options) => kernel::run(&options),
         Task::Lab(options) => return lab::run(&options),
     };

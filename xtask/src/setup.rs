@@ -128,6 +128,17 @@ pub(crate) fn fuzz_tools() -> Result<()> {
     Ok(())
 }
 
+/// What looks through the dependencies.
+pub(crate) fn cargo_deny() -> Result<()> {
+    if succeeds(Command::new("cargo").args(["deny", "--version"])) {
+        return Ok(());
+    }
+    let mut install = Command::new("cargo");
+    let install = install.args(["install", "cargo-deny", "--locked"]);
+    step::run("installing cargo-deny, which takes minutes", install)?;
+    Ok(())
+}
+
 /// A Rust toolchain by name, installed by rustup if it is not there.
 pub(crate) fn rust_toolchain(name: &str) -> Result<()> {
     if succeeds(Command::new("rustup").args(["run", name, "cargo", "--version"])) {
