@@ -86,6 +86,8 @@ pub(crate) struct Built {
     pub(crate) folder: PathBuf,
     /// Whether it is a test harness.
     pub(crate) test: bool,
+    /// Whether it is an example.
+    pub(crate) example: bool,
     pub(crate) executable: PathBuf,
 }
 
@@ -116,6 +118,12 @@ fn parse_artifact(line: &str) -> Option<Built> {
         name: message.get("target")?.get("name")?.as_str()?.to_owned(),
         package,
         folder: folder.to_owned(),
+        example: message
+            .get("target")?
+            .get("kind")?
+            .as_array()?
+            .iter()
+            .any(|kind| kind == "example"),
         test: message.get("profile")?.get("test")?.as_bool()?,
         executable: executable.into(),
     })

@@ -52,6 +52,12 @@ impl Harness {
         Need::of(&self.built.name)
     }
 
+    /// Whether this program may start that one: a binary of its package, or if it tests them, an example.
+    pub(crate) fn starts(&self, program: &Built) -> bool {
+        program.package == self.built.package
+            && (!program.example || self.built.name.ends_with("_examples"))
+    }
+
     pub(crate) fn title(&self) -> String {
         format!("{} {}", self.built.package, self.built.name)
     }
@@ -60,6 +66,7 @@ impl Harness {
 /// All programs of one build: the tests, and the binaries that integration tests start.
 pub(crate) struct Programs {
     pub(crate) harnesses: Vec<Harness>,
+    /// And examples.
     pub(crate) binaries: Vec<Built>,
 }
 
@@ -68,6 +75,7 @@ impl Programs {
     pub(crate) fn build(target: Option<&str>) -> Result<Self> {
         let mut build = cargo::cargo("test");
         build.args(["--no-run", "--workspace", "--all-features", "--lib", "--bins", "--tests"]);
+        build.arg("--examples");
         if let Some(target) = target {
             build.args(["--target", target]);
         }

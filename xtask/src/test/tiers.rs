@@ -116,7 +116,7 @@ pub(super) fn t2(report: &mut Report, kvm_in_lab: bool) -> Result<()> {
             "--test-threads=1".into(),
         ];
         let mut run = Run { patience: Some(patience()), ..Run::new(command, limit()) };
-        let own = programs.binaries.iter().filter(|binary| binary.package == harness.built.package);
+        let own = programs.binaries.iter().filter(|binary| harness.starts(binary));
         // At the same path as here: that is what the test was compiled with.
         let files = own.chain([&harness.built]).map(|built| &built.executable);
         run.files = files.map(|file| Shared { host: file.clone(), guest: file.clone() }).collect();
