@@ -374,6 +374,11 @@ impl VmBuilder {
 }
 
 impl Blueprint {
+    /// Memory that was cleared is as when it was new.
+    pub(crate) fn refill(&self, memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
+        self.memory_backing.fill(memory)
+    }
+
     /// Loads the kernel into memory, which is fresh, and makes KVM's part of the machine, which is ready to
     /// run then.
     pub(crate) fn boot(

@@ -58,9 +58,11 @@ impl Machine {
         vcpus.iter_mut().for_each(|vcpu| **vcpu = None);
         *vm = None;
         self.space.memory.iter().for_each(sys::memory::clear);
+        let failed = |error| RestartError(Arc::new(error));
+        blueprint.refill(&self.space.memory).map_err(|error| failed(error.into()))?;
         let hardware = blueprint
             .boot(&self.space, self.virtio.slots(), &self.lines, |_| {})
-            .map_err(|error| RestartError(Arc::new(error)))?;
+            .map_err(failed)?;
         for (vcpu, new) in vcpus.iter_mut().zip(hardware.vcpus) {
             **vcpu = Some(new);
         }

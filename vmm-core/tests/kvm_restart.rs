@@ -142,3 +142,15 @@ fn resets_pauses_and_a_stop_at_the_same_time_all_return() {
         assert_eq!(running.wait(), Ok(Outcome::Stopped));
     });
 }
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn memory_that_was_taken_at_once_is_so_again() {
+    let backing = MemoryBacking::private().prefault(true);
+    let (running, captured) = start(guest("end=hang").memory_backing(backing));
+    for times in 1..3 {
+        wait_for(&captured, "sparkler guest", times);
+        assert_eq!(running.stats().memory_resident, 16 << 20);
+        running.handle().reset().unwrap();
+    }
+}

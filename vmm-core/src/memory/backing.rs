@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
 use vm_memory::{
-    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionCollectionError,
-    GuestRegionMmap, MmapRegion,
+    FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionCollectionError, GuestRegionMmap, MmapRegion,
 };
 
 use super::file::MemoryFile;
@@ -107,11 +107,21 @@ impl MemoryBacking {
         self.transparent_huge_pages != Some(false)
     }
 
+    /// Takes all of `memory` now, if that was asked for.
+    pub(crate) fn fill(&self, memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
+        if !self.prefault {
+            return Ok(());
+        }
+        memory.iter().try_for_each(|region| {
+            let size = MemorySize::bytes(region.len());
+            sys::prefault(region).map_err(|source| MemoryError::Prefault { size, source })
+        })
+    }
+
     /// Guest memory at `ranges`.
     pub(crate) fn map(&self, ranges: &Ranges) -> Result<GuestMemoryMmap, MemoryError> {
         let total = ranges.ram().map(|(range, _)| length(range)).fold(0, u64::saturating_add);
         let (huge_pages, transparent) = (self.huge_pages, self.transparent_huge_pages);
-        let prefault = self.prefault;
         let source = self.source(total)?;
         let page = source.page;
         for (range, kind) in ranges.ram() {
@@ -130,11 +140,8 @@ impl MemoryBacking {
                 sys::transparent_huge_pages(region, on)
                     .map_err(MemoryError::TransparentHugePages)?;
             }
-            if prefault {
-                let size = MemorySize::bytes(total);
-                sys::prefault(region).map_err(|source| MemoryError::Prefault { size, source })?;
-            }
         }
+        self.fill(&memory)?;
         Ok(memory)
     }
 
