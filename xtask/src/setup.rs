@@ -52,7 +52,7 @@ const ROOT_DISK_PROGRAMS: [(&str, &str); 2] =
     [("debootstrap", "debootstrap"), ("mkfs.ext4", "e2fsprogs")];
 
 /// What is on the other side of a guest's network.
-pub(crate) const NETWORK_PROGRAMS: [&str; 3] = ["iperf3", "tcpdump", "passt"];
+pub(crate) const NETWORK_PROGRAMS: [&str; 4] = ["iperf3", "tcpdump", "ethtool", "passt"];
 
 /// Other monitors. The lab is QEMU's too, but hardware KVM needs no lab.
 const PEERS: [(&str, &str); 2] =

@@ -56,7 +56,7 @@ pub(crate) struct Options {
     /// Attach a disk with a Debian root, named by SPARKLER_ROOT_DISK, before other disks
     #[arg(long)]
     root_disk: bool,
-    /// Take iperf3, tcpdump and passt along
+    /// Take iperf3, tcpdump, ethtool and passt along
     #[arg(long)]
     network: bool,
     /// Set a variable in the command's environment
