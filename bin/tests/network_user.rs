@@ -1,5 +1,7 @@
 //! `--net user`, by a user without any rights, on a host with a network that this test makes up.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // A failed unwrap is a failed test.
+
 mod common;
 
 use std::fs::{self, File, Permissions};
