@@ -145,8 +145,11 @@ impl Host {
         mount("tmpfs", folder.path(), "tmpfs", MountFlags::empty(), None).unwrap();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         let host = Self { folder };
-        host.node("/dev/kvm".as_ref(), "kvm", 0o666);
-        mount_bind(host.path("kvm"), "/dev/kvm").unwrap();
+        // As on any host with udev.
+        for (device, name) in [("/dev/kvm", "kvm"), ("/dev/net/tun", "tun")] {
+            host.node(device.as_ref(), name, 0o666);
+            mount_bind(host.path(name), device).unwrap();
+        }
         if !Path::new("/etc/resolv.conf").exists() {
             File::create("/etc/resolv.conf").unwrap();
         }
