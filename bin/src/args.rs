@@ -184,8 +184,8 @@ pub(crate) struct RunArgs {
     /// user[,publish=[ADDRESS/]HOST:GUEST]...: without any rights, by passt, which must be installed;
     /// the guest gets its address by DHCP, finds this host at its gateway's address, and is reached
     /// at published TCP ports. stream=PATH: frames over a Unix socket, as QEMU's -netdev stream
-    /// speaks it. All of them: mac=ADDRESS (default: at random), mtu=N. A comma in PATH is written
-    /// twice.
+    /// speaks it. All of them: mac=ADDRESS (at random without it), mtu=N, pps=N and bps=SIZE: how many
+    /// frames and bytes (K, M, G) may go each way in a second. A comma in PATH is written twice.
     #[arg(long = "net", value_name = "NETWORK[,OPTION]...", help_heading = "Devices")]
     pub(crate) nets: Vec<NetArg>,
 

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use sparkler::virtio::net::{MacAddress, Net, NetError, Publish, UserNetError};
+use sparkler::virtio::net::{MacAddress, Net, NetError, Publish, RateLimit, UserNetError};
 use thiserror::Error;
 
-use crate::options::{BadValue, number, split};
+use crate::options::{BadValue, at_least_one, bytes, number, split};
 
 /// An interface as the command line says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +14,8 @@ pub(crate) struct NetArg {
     network: Network,
     mac: Option<MacAddress>,
     mtu: Option<u16>,
+    packets_per_second: u64,
+    bytes_per_second: u64,
 }
 
 /// What it is connected to.
@@ -48,7 +50,10 @@ impl NetArg {
         if let Some(mtu) = self.mtu {
             net = net.mtu(mtu)?;
         }
-        Ok(net)
+        let limit = RateLimit::new()
+            .packets_per_second(self.packets_per_second)
+            .bytes_per_second(self.bytes_per_second);
+        Ok(net.rate_limit(limit))
     }
 }
 
@@ -78,9 +83,9 @@ impl Network {
     /// Its name, and the options that it has.
     fn options(&self) -> (&'static str, &'static str) {
         match self {
-            Self::Tap { .. } => ("tap", "mac=ADDRESS, mtu=N, queues=N"),
-            Self::Stream(_) => ("stream", "mac=ADDRESS, mtu=N"),
-            Self::User(_) => ("user", "mac=ADDRESS, mtu=N, publish=HOST:GUEST"),
+            Self::Tap { .. } => ("tap", "mac=ADDRESS, mtu=N, pps=N, bps=SIZE, queues=N"),
+            Self::Stream(_) => ("stream", "mac=ADDRESS, mtu=N, pps=N, bps=SIZE"),
+            Self::User(_) => ("user", "mac=ADDRESS, mtu=N, pps=N, bps=SIZE, publish=HOST:GUEST"),
         }
     }
 }
@@ -93,12 +98,17 @@ impl FromStr for NetArg {
         let mut parts = split(text).into_iter();
         let first = parts.next().unwrap_or_default();
         let network = Network::parse(&first).ok_or(NetArgError::Network(first))?;
-        let mut net = Self { network, mac: None, mtu: None };
+        let mut net =
+            Self { network, mac: None, mtu: None, packets_per_second: 0, bytes_per_second: 0 };
         for part in parts {
             let (option, value) = part.split_once('=').unwrap_or((&part, ""));
             match (option, &mut net.network) {
                 ("mac", _) => net.mac = Some(parse("mac", value)?),
                 ("mtu", _) => net.mtu = Some(number("mtu", value)?),
+                ("pps", _) => {
+                    net.packets_per_second = at_least_one("pps", number("pps", value)?)?;
+                }
+                ("bps", _) => net.bytes_per_second = bytes("bps", value)?,
                 ("queues", Network::Tap { queues, .. }) => *queues = number("queues", value)?,
                 ("publish", Network::User(ports)) => ports.push(parse("publish", value)?),
                 (_, network) => {
@@ -124,7 +134,9 @@ mod tests {
 
     #[test]
     fn networks_and_their_options() {
-        let tap: NetArg = "tap=tap0,queues=2,mtu=9000,mac=02:00:00:00:00:07".parse().unwrap();
+        let text = "tap=tap0,queues=2,mtu=9000,mac=02:00:00:00:00:07,bps=10M,pps=500";
+        let tap: NetArg = text.parse().unwrap();
+        assert_eq!((tap.bytes_per_second, tap.packets_per_second), (10 << 20, 500));
         assert_eq!(tap.network, Network::Tap { name: "tap0".into(), queues: 2 });
         assert_eq!(tap.mtu, Some(9000));
         assert_eq!(tap.mac, Some("02:00:00:00:00:07".parse().unwrap()));
@@ -147,9 +159,15 @@ mod tests {
         for text in ["tap=t,publish=1:2", "user,queues=2", "stream=s,queues=2", "user,", "user,x"] {
             assert!(matches!(error(text), NetArgError::Option { .. }), "{text}");
         }
-        for text in
-            ["user,publish=80", "user,publish=0:80", "user,mtu=many", "tap=t,mac=1:2", "tap=t,mac"]
-        {
+        for text in [
+            "user,publish=80",
+            "user,publish=0:80",
+            "user,mtu=many",
+            "tap=t,mac=1:2",
+            "tap=t,mac",
+            "user,pps=0",
+            "user,bps=x",
+        ] {
             assert!(matches!(error(text), NetArgError::Value(_)), "{text}");
         }
     }
