@@ -50,10 +50,10 @@ fn echoes_streams_datagrams_and_files() {
     let net = Net::tap(TAP).unwrap();
     set_up_tap(1500);
     let _iperf = Iperf::start();
-    let data = Data::new(amount(32, 1024));
+    let data = Data::new(amount(8, 1024));
     serve(TcpListener::bind((HOST, 8000)).unwrap(), &data.path);
 
-    let pings = amount(2000, 10_000);
+    let pings = amount(1000, 10_000);
     let seconds = amount(1, 5);
     let script = format!("PINGS={pings}\nSECONDS={seconds}\nHOST={HOST}\nHOST6={HOST6}\n{SCRIPT}");
     let mut machine = Machine::start(net, &script, |machine| machine.disk(data.disk()));

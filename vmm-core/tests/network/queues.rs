@@ -36,10 +36,10 @@ fn two_queues_and_frames_of_9000_bytes() {
     let net = Net::tap(TAP).unwrap().queues(2).unwrap().mtu(9000).unwrap();
     set_up_tap(9000);
     let _iperf = Iperf::start();
-    let data = Data::new(amount(8, 256));
+    let data = Data::new(amount(2, 256));
     serve(TcpListener::bind((HOST, 8000)).unwrap(), &data.path);
 
-    let script = format!("SECONDS={}\nHOST={HOST}\n{SCRIPT}", amount(2, 10));
+    let script = format!("SECONDS={}\nHOST={HOST}\n{SCRIPT}", amount(1, 10));
     let mut machine = Machine::start(net, &script, |machine| machine.vcpus(2).disk(data.disk()));
     machine.meet("served");
     let mut same = Same::new(&data.path);
