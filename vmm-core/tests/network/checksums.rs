@@ -105,7 +105,7 @@ impl Capture {
 }
 
 fn read(file: &Path) -> String {
-    let output = Command::new("tcpdump").args(["-n", "-vv", "-r"]).arg(file).output().unwrap();
+    let output = Command::new("tcpdump").args(["-Z", "root", "-n", "-vv", "-r"]).arg(file).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
