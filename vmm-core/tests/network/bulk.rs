@@ -59,7 +59,7 @@ fn echoes_streams_datagrams_and_files() {
     let mut machine = Machine::start(net, &script, |machine| machine.disk(data.disk()));
     machine.meet("served");
     let mut same = Same::new(&data.path);
-    fetch((GUEST, 80), "/cgi-bin/data", &mut same);
+    fetch((GUEST, 8001), "/cgi-bin/data", &mut same);
     same.assert_all();
     machine.go_on();
     let text = machine.end();

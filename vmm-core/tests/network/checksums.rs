@@ -47,7 +47,7 @@ fn checksums_are_right_and_frames_whole_with_offloads_on_and_off() {
         machine.go_on();
         machine.meet(&format!("fetched-{offloads}"));
         let mut same = Same::new(&data.path);
-        fetch((GUEST, 80), "/cgi-bin/data", &mut same);
+        fetch((GUEST, 8001), "/cgi-bin/data", &mut same);
         same.assert_all();
         let seen = capture.end();
         for word in ["malformed", "truncated", "[|", "bad-len", "bad-hlen", "invalid"] {
@@ -105,7 +105,8 @@ impl Capture {
 }
 
 fn read(file: &Path) -> String {
-    let output = Command::new("tcpdump").args(["-Z", "root", "-n", "-vv", "-r"]).arg(file).output().unwrap();
+    let output =
+        Command::new("tcpdump").args(["-Z", "root", "-n", "-vv", "-r"]).arg(file).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).into_owned()
 }

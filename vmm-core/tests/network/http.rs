@@ -36,7 +36,7 @@ fn answer(stream: TcpStream, file: &Path) -> io::Result<()> {
 pub(crate) fn fetch(address: impl ToSocketAddrs, path: &str, sink: &mut impl Write) {
     let stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(&stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+    (&stream).write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
     let mut reader = BufReader::with_capacity(256 << 10, stream);
     let status = skip_head(&mut reader).unwrap();
     assert!(status.contains(" 200 "), "{status}");

@@ -24,7 +24,7 @@ wait_for_test() {
     echo "waiting: $1"
     busybox nc -l -p 81 </dev/null >/run/told
 }
-# Serves the second disk.
+# Serves the second disk, at a port whose protocol tcpdump does not guess.
 serve() {
     mkdir -p /run/www/cgi-bin
     cat >/run/www/cgi-bin/data <<EOF
@@ -33,7 +33,7 @@ printf 'Content-Type: application/octet-stream\r\n\r\n'
 exec cat /dev/vdb
 EOF
     chmod +x /run/www/cgi-bin/data
-    busybox httpd -p 80 -h /run/www
+    busybox httpd -p 8001 -h /run/www
 }
 # Fetches what is on the second disk from the test.
 fetch() {

@@ -43,7 +43,7 @@ fn two_queues_and_frames_of_9000_bytes() {
     let mut machine = Machine::start(net, &script, |machine| machine.vcpus(2).disk(data.disk()));
     machine.meet("served");
     let mut same = Same::new(&data.path);
-    fetch((GUEST, 80), "/cgi-bin/data", &mut same);
+    fetch((GUEST, 8001), "/cgi-bin/data", &mut same);
     same.assert_all();
     machine.go_on();
     let text = machine.end();
