@@ -108,8 +108,7 @@ pub(crate) struct RunArgs {
 
     /// Leave out the words for a fast boot that otherwise stand in front of the command line
     ///
-    /// They are: cryptomgr.notests (ciphers do not test themselves) and 8250.nr_uarts=1 (there is one
-    /// serial port). The same word in --cmdline, with another value, overrules one.
+    /// So far there is one: cryptomgr.notests (ciphers do not test themselves).
     #[arg(long, help_heading = "Guest")]
     pub(crate) no_default_cmdline: bool,
 

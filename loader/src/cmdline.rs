@@ -19,10 +19,9 @@ impl Cmdline {
     pub const MAX_LEN: usize = COMMAND_LINE_SIZE - 1;
 
     /// Words for Linux that leave out what takes time at boot and serves nothing in this machine:
-    /// `cryptomgr.notests` (the kernel's ciphers do not test themselves, a fifth of the boot of a
-    /// distribution's kernel), `8250.nr_uarts=1` (no search for three more serial ports). They belong in
-    /// front of other words, which then have the last one. Nothing adds them by itself but the binary.
-    pub const FAST_BOOT: &'static str = "cryptomgr.notests 8250.nr_uarts=1";
+    /// `cryptomgr.notests` (the kernel's ciphers do not test themselves). They belong in front of other
+    /// words, which then have the last one. Nothing adds them by itself but the binary.
+    pub const FAST_BOOT: &'static str = "cryptomgr.notests";
 
     /// Takes `line` over if a kernel can.
     ///
