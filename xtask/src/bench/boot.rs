@@ -18,7 +18,7 @@ use crate::{setup, step};
 
 /// QEMU's emulation of nested virtualization has its faults: now and then the lab's kernel crashes or
 /// stands still. So every lab measures a few rounds only, and one that breaks down is tried again.
-const LAB_ROUNDS: u32 = 3;
+const LAB_ROUNDS: u32 = 5;
 const LAB_TRIES: u32 = 3;
 
 /// A lab that says nothing for so long has broken down.

@@ -9,7 +9,7 @@ use crate::usage::{Started, Usage};
 use crate::{Bench, Result, milliseconds};
 
 /// A machine that shows no sign of life for so long has hung.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Between two looks at the trace: its events bear their own time.
 const LOOK: Duration = Duration::from_millis(2);
@@ -43,17 +43,26 @@ impl Work {
     }
 }
 
+/// Who fails at so many rows leaves all of them: it would cost the others' time.
+const FAILURES: usize = 2;
+
 /// Does all rows in each round. Who fails at a row leaves it, and the report says so.
 pub(crate) fn run(bench: &mut Bench, title: &str, rows: &mut [Row]) -> Result<()> {
     let rounds = bench.rounds;
+    let mut failures: Vec<Contestant> = Vec::new();
     for round in 1..=rounds {
         bench.progress(title, round, rounds);
         for Row { name, work, field } in rows.iter_mut() {
             let mut failed = Vec::new();
             for (contestant, machine) in field.iter() {
+                if failures.iter().filter(|it| *it == contestant).count() >= FAILURES {
+                    failed.push(*contestant);
+                    continue;
+                }
                 if let Err(error) = once(bench, name, *work, *contestant, machine) {
                     bench.gap(&format!("{contestant}: {name}: {error}"))?;
                     failed.push(*contestant);
+                    failures.push(*contestant);
                 }
             }
             field.retain(|(contestant, _)| !failed.contains(contestant));

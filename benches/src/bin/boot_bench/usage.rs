@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -64,7 +65,9 @@ fn open_terminal() -> Result<(OwnedFd, File)> {
     pty::grantpt(&ours)?;
     pty::unlockpt(&ours)?;
     let name = pty::ptsname(&ours, Vec::new())?;
-    let theirs = File::options().read(true).write(true).open(name.to_str()?)?;
+    // It is not to become our own controlling terminal, whose end would be ours.
+    let theirs =
+        File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(name.to_str()?)?;
     Ok((ours, theirs))
 }
 
