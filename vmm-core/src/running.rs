@@ -1,4 +1,4 @@
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -121,12 +121,18 @@ impl Drop for RunningVm {
 /// The descriptor gets readable when the machine has ended, and stays so; nothing is to be read from it.
 /// From then on, [`wait`](RunningVm::wait) takes only as long as tear-down does.
 ///
-/// So asynchronous code waits without a thread. With tokio, for one: wrap the machine in `AsyncFd` (made
-/// `with_interest(.., Interest::READABLE)`; it asks for `AsRawFd`, which a wrapper of one line gives by
-/// `as_fd().as_raw_fd()`), await `readable()`, then call `wait` in `spawn_blocking`. Event loops on `poll`
-/// or `epoll` take the descriptor as it is.
+/// So asynchronous code waits without a thread. With tokio, for one: wrap the machine by
+/// `AsyncFd::with_interest(running, Interest::READABLE)`, await its `readable()`, then call `wait` in
+/// `spawn_blocking`. Event loops on `poll` or `epoll` take the descriptor as it is.
 impl AsFd for RunningVm {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.control.ended().as_fd()
+    }
+}
+
+/// As by [`AsFd`], for those who ask for a number.
+impl AsRawFd for RunningVm {
+    fn as_raw_fd(&self) -> RawFd {
+        self.as_fd().as_raw_fd()
     }
 }
