@@ -108,8 +108,10 @@ pub(crate) fn unpack(
     size: u32,
     sink: &mut Sink<'_>,
 ) -> io::Result<u64> {
-    #[allow(unused_variables, reason = "each feature brings its own arm")]
-    let buffered = |data| BufReader::with_capacity(CHUNK, data);
+    #[allow(dead_code, reason = "each feature brings its own arm")]
+    fn buffered<R: Read>(data: R) -> BufReader<R> {
+        BufReader::with_capacity(CHUNK, data)
+    }
     match compression {
         #[cfg(feature = "gzip")]
         Compression::Gzip => {
