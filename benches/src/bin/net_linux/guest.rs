@@ -88,30 +88,30 @@ stream() {{
     echo begin
     perf "$@"
     echo end
-    echo "result $(grep receiver /run/result | tail -n 1 | sed 's/.* \([0-9.]*\) Mbits.*/\1/')"
+    echo "result $row $(grep receiver /run/result | tail -n 1 | sed 's/.* \([0-9.]*\) Mbits.*/\1/')"
 }}
 datagrams() {{
     echo begin
     perf --udp --length 18 --bitrate 0 "$@"
     echo end
     counts=$(grep receiver /run/result | tail -n 1 | sed 's/.* \([0-9]*\)\/\([0-9]*\) .*/\1 \2/')
-    echo "result $(echo $counts | awk '{{ print ($2 - $1) / {seconds} }}')"
+    echo "result $row $(echo $counts | awk '{{ print ($2 - $1) / {seconds} }}')"
 }}
 echoes() {{
     echo begin
     ping -f -q -c {ECHOES} {HOST} >/run/result
     echo end
-    echo "result $(awk -F/ '/^rtt/ {{ print $5 * 1000 }}' /run/result)"
+    echo "result $row $(awk -F/ '/^rtt/ {{ print $5 * 1000 }}' /run/result)"
 }}
 "#,
     );
-    for Row { kind, words, .. } in &ROWS {
+    for (row, Row { kind, words, .. }) in ROWS.iter().enumerate() {
         let job = match kind {
             Kind::Stream => "stream",
             Kind::Datagrams => "datagrams",
             Kind::Echoes => "echoes",
         };
-        script += &format!("{job} {words}\n");
+        script += &format!("row={row}\n{job} {words}\n");
     }
     script
 }
@@ -167,9 +167,17 @@ fn follow(child: &mut Child, patience: Duration, seconds: u32) -> Result<Measure
             ("begin", _) => begin = busy_microseconds()?,
             ("end", _) => end = busy_microseconds()?,
             ("result", result) => {
+                let (number, result) = result.split_once(' ').unwrap_or((result, ""));
                 let row = rows.next().ok_or("more results than jobs")?;
+                if number != measured.len().to_string() {
+                    return Err(format!("the result of job {number}, not of {:?}", row.name).into());
+                }
                 let result: f64 = result.parse().map_err(|_| format!("the result {result:?}"))?;
                 measured.push((row.name, figures(row, result, end - begin, seconds)));
+                // What the machine does afterwards, a monitor's way of a reboot, is of no interest.
+                if measured.len() == ROWS.len() {
+                    return Ok(measured);
+                }
             }
             _ => said += &format!("\n  {line}"),
         }
