@@ -134,8 +134,10 @@ impl<'a> Sources<'a> {
                 symlink("/bin/busybox", link)?;
             }
         }
-        fs::write(disk.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\n")?;
-        fs::write(disk.join("etc/group"), "root:x:0:\n")?;
+        // Whom passt becomes if root starts it is "nobody".
+        let users = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
+        fs::write(disk.join("etc/passwd"), users)?;
+        fs::write(disk.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n")?;
         fs::write(disk.join("etc/hosts"), "127.0.0.1 localhost lab\n::1 localhost\n")?;
         install(&self.scripts.join("host.sh"), &disk.join("lab/host.sh"))?;
         fs::copy(&self.kernel.vmlinuz, disk.join("boot/vmlinuz"))?;

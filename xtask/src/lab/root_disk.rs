@@ -11,7 +11,8 @@ use crate::setup;
 use crate::step;
 
 /// Debian packages beyond the smallest system. Busybox is its init.
-const PACKAGES: &str = "busybox,fio,iproute2,iputils-ping,ethtool,iperf3";
+const PACKAGES: &str =
+    "busybox,fio,iproute2,iputils-ping,ethtool,iperf3,python3-minimal,libpython3-stdlib";
 
 /// Room for some 100 MB more than what is on it.
 const SIZE: &str = "512M";

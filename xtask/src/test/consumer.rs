@@ -155,6 +155,7 @@ impl Packages {
 mod tests {
     use super::*;
     use serde_json::Value;
+    use std::collections::BTreeSet;
 
     fn published() -> Vec<Value> {
         let mut metadata = cargo::cargo("metadata");
@@ -177,6 +178,15 @@ mod tests {
                 assert!(named, "the README of {} does not name {feature}", package["name"]);
             }
         }
+    }
+
+    #[test]
+    fn the_library_brings_fewer_than_forty_crates() {
+        let mut tree = cargo::cargo("tree");
+        let tree = tree.args(["-p", LIBRARY, "-e", "normal", "--prefix", "none", "--no-dedupe"]);
+        let tree = String::from_utf8(tree.output().unwrap().stdout).unwrap();
+        let crates: BTreeSet<_> = tree.lines().collect();
+        assert!((10..40).contains(&crates.len()), "{crates:?}");
     }
 
     #[test]
