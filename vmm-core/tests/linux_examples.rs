@@ -37,6 +37,21 @@ fn exec(root: &TempDir, timeout: &str, command: &[&str]) -> Output {
 
 #[test]
 #[ignore = "needs the lab"]
+fn boot_shows_the_console_and_the_outcome() {
+    let mut boot = example("boot");
+    for file in ["SPARKLER_KERNEL", "SPARKLER_INITRD"] {
+        boot.arg(std::env::var_os(file).unwrap());
+    }
+    let output = boot.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("nproc: 2"), "{output:?}");
+    let outcome = sparkler::Outcome::Exited(0).to_string();
+    assert_eq!(text.lines().next_back(), Some(outcome.as_str()), "{output:?}");
+}
+
+#[test]
+#[ignore = "needs the lab"]
 fn exec_hands_on_output_and_exit_code() {
     let root = root();
     fs::write(root.path().join("note"), "from the root directory\n").unwrap();
