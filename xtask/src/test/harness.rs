@@ -75,13 +75,19 @@ impl Programs {
     pub(crate) fn build(target: Option<&str>) -> Result<Self> {
         let mut build = cargo::cargo("test");
         build.args(["--no-run", "--workspace", "--all-features", "--lib", "--bins", "--tests"]);
-        build.arg("--examples");
         if let Some(target) = target {
             build.args(["--target", target]);
         }
         let title = format!("building tests for {}", target.unwrap_or("this host"));
-        let (tests, binaries): (Vec<_>, Vec<_>) =
+        let (tests, mut binaries): (Vec<_>, Vec<_>) =
             cargo::build(&title, &mut build)?.into_iter().partition(|built| built.test);
+        // `cargo test --examples` would make tests of them too, and no programs.
+        let mut build = cargo::cargo("build");
+        build.args(["--workspace", "--all-features", "--examples"]);
+        if let Some(target) = target {
+            build.args(["--target", target]);
+        }
+        binaries.extend(cargo::build("building examples", &mut build)?);
         let mut harnesses = Vec::new();
         for built in tests {
             let tests = count_ignored(&built)?;
