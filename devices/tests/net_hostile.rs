@@ -398,6 +398,40 @@ fn a_backend_that_takes_nothing_for_a_while() {
 }
 
 #[test]
+fn a_backend_that_takes_nothing_and_is_gone() {
+    let (mut guest, wire) = guest();
+    wire.set_blocked(true);
+    for seed in 0..50 {
+        guest.driver.submit(TX, &[&PLAIN, &frame(60, seed)], &[]);
+    }
+    guest.wait_for("the pause", |stats| stats.send_paused == 1);
+    guest.offer(1, 2048);
+    // It still says that it takes nothing, and is gone when it is asked for a frame.
+    wire.cut();
+    for _ in 0..50 {
+        guest.driver.wait(TX);
+    }
+    assert_eq!(guest.stats().sent_without_link, 50);
+    guest.send(PLAIN, &frame(60, 1));
+}
+
+#[test]
+fn what_was_sent_before_the_backend_went_is_counted() {
+    let (mut guest, wire) = guest();
+    wire.set_blocked(true);
+    for seed in 0..10 {
+        guest.driver.submit(TX, &[&PLAIN, &frame(60, seed)], &[]);
+    }
+    guest.wait_for("the pause", |stats| stats.send_paused == 1);
+    wire.cut_after(4);
+    for _ in 0..10 {
+        guest.driver.wait(TX);
+    }
+    let stats = guest.stats();
+    assert_eq!((stats.sent_frames, stats.sent_bytes, stats.sent_without_link), (4, 240, 6));
+}
+
+#[test]
 fn a_backend_that_refuses_is_counted() {
     let (mut guest, wire) = guest();
     wire.set_refuses(true);

@@ -7,7 +7,7 @@ mod net_common;
 use std::time::{Duration, Instant};
 
 use net_common::*;
-use sparkler_devices::virtio::net::RateLimit;
+use sparkler_devices::virtio::net::{Net, NetBackend, RateLimit};
 
 /// Whether a second passes while so much goes through as is allowed in two, with a burst of one.
 fn assert_takes_a_second(limit: RateLimit, len: usize, frames: u8) {
@@ -61,4 +61,49 @@ fn a_reset_forgives_no_debt_and_does_not_wait() {
     guest.offer(1, 2048);
     wire.give(&frame(60, 3));
     assert_eq!(guest.receive().frame, frame(60, 3));
+}
+
+/// A card with two pairs of queues, both in use, and six frames a second; its second wire is returned
+/// second.
+fn two_pairs() -> (Guest, Wire, Wire) {
+    let (one, other) = (Wire::default(), Wire::default());
+    let backends: Vec<Box<dyn NetBackend>> = vec![Box::new(one.clone()), Box::new(other.clone())];
+    let limit = RateLimit::new().packets_per_second(6);
+    let mut guest = Guest::new(Net::backends(backends).unwrap().rate_limit(limit));
+    assert_eq!(guest.command_on(4, 4, 0, &2u16.to_le_bytes()), 0);
+    (guest, one, other)
+}
+
+/// Longer than the rate limit lets a frame wait.
+fn let_the_limit_pass() {
+    std::thread::sleep(Duration::from_millis(500)); // Nothing happens then, which is the point.
+}
+
+#[test]
+fn a_pair_that_is_held_and_then_not_used_costs_nothing() {
+    let (mut guest, wire, _) = two_pairs();
+    for seed in 0..10 {
+        guest.driver.submit(TX + 2, &[&PLAIN, &frame(60, seed)], &[]);
+    }
+    guest.wait_for("the limit", |stats| stats.throttled > 0);
+    assert_eq!(guest.command_on(4, 4, 0, &1u16.to_le_bytes()), 0);
+    let_the_limit_pass();
+    wire.assert_idle();
+    guest.assert_works(&wire);
+}
+
+#[test]
+fn a_pair_that_is_held_and_then_cut_costs_nothing() {
+    let (mut guest, wire, other) = two_pairs();
+    for seed in 0..10 {
+        guest.driver.submit(RX + 2, &[], &[2048]);
+        other.give(&frame(60, seed));
+    }
+    guest.wait_for("the limit", |stats| stats.throttled > 0);
+    other.cut();
+    guest.driver.submit(TX + 2, &[&PLAIN, &frame(60, 1)], &[]);
+    guest.driver.wait(TX + 2);
+    let_the_limit_pass();
+    wire.assert_idle();
+    guest.assert_works(&wire);
 }

@@ -111,6 +111,48 @@ fn a_peer_that_does_not_read_keeps_the_guest_waiting_but_not_the_end() {
 }
 
 #[test]
+fn without_a_link_nothing_waits_for_a_peer_that_does_not_read() {
+    let (mut guest, mut peer) = guest();
+    let mut waiting = 0;
+    while guest.stats().send_paused == 0 {
+        if waiting < 100 {
+            guest.driver.submit(TX, &[&PLAIN, &frame(9000, 1)], &[]);
+            waiting += 1;
+        }
+        while guest.driver.poll(TX).is_some() {
+            waiting -= 1;
+        }
+    }
+    guest.handle.set_link(false);
+    for _ in 0..waiting {
+        guest.driver.wait(TX);
+    }
+    // The driver's notifications are wanted again, too.
+    guest.send(PLAIN, &frame(60, 1));
+    guest.handle.set_link(true);
+    for _ in 0..guest.stats().sent_frames {
+        assert_eq!(peer.take(), frame(9000, 1));
+    }
+    guest.send(PLAIN, &frame(60, 2));
+    assert_eq!(peer.take(), frame(60, 2));
+}
+
+#[test]
+fn what_an_earlier_driver_sent_still_goes() {
+    let (mut guest, mut peer) = guest();
+    while guest.stats().send_paused == 0 {
+        if guest.driver.poll(TX).is_some() || guest.stats().sent_frames == 0 {
+            guest.driver.submit(TX, &[&PLAIN, &frame(9000, 1)], &[]);
+        }
+    }
+    let sent = guest.stats().sent_frames;
+    guest.restart();
+    for _ in 0..sent {
+        assert_eq!(peer.take(), frame(9000, 1));
+    }
+}
+
+#[test]
 fn a_peer_that_goes_away() {
     let (mut guest, mut peer) = guest();
     peer.give(&frame(60, 1));

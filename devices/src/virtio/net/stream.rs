@@ -145,7 +145,8 @@ impl Input {
     }
 }
 
-/// What is to be written: at most [`OUTPUT_LEN`] and a frame.
+/// What is to be written: at most [`OUTPUT_LEN`] and a frame. What was written before it takes no more
+/// than [`OUTPUT_LEN`], however little of it the other end reads at a time.
 #[derive(Debug, Default)]
 struct Output {
     bytes: Vec<u8>,
@@ -163,6 +164,10 @@ impl Output {
 
     /// Room for `len` more bytes.
     fn append(&mut self, len: usize) -> &mut [u8] {
+        if self.start >= OUTPUT_LEN {
+            self.bytes.drain(..self.start.min(self.bytes.len()));
+            self.start = 0;
+        }
         let end = self.bytes.len();
         self.bytes.resize(end.saturating_add(len), 0);
         self.bytes.get_mut(end..).unwrap_or_default()
@@ -174,5 +179,28 @@ impl Output {
             self.bytes.clear();
             self.start = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn output_is_bounded_when_the_other_end_never_reads_all_of_it() {
+        let (mut output, mut sent, mut next) = (Output::default(), Vec::new(), 0u8);
+        let mut expected = Vec::new();
+        for _ in 0..2000 {
+            while output.waiting() < OUTPUT_LEN {
+                next = next.wrapping_add(1);
+                output.append(3000).fill(next);
+                expected.extend([next; 3000]);
+            }
+            sent.extend_from_slice(&output.bytes()[..1000]);
+            output.written(1000);
+            assert!(output.bytes.len() <= 2 * OUTPUT_LEN + MOST, "{}", output.bytes.len());
+        }
+        sent.extend_from_slice(output.bytes());
+        assert!(sent == expected, "bytes were lost or mixed up");
     }
 }

@@ -57,7 +57,8 @@ impl Transmit {
             parked,
             blocked: false,
             paused: false,
-            unflushed: false,
+            // Those of an earlier driver.
+            unflushed: true,
             held_until,
         }
     }
@@ -65,6 +66,11 @@ impl Transmit {
     /// The backend may take frames again.
     pub(super) fn unblock(&mut self) {
         self.blocked = false;
+    }
+
+    /// There is no backend any more: nothing is to be waited for.
+    pub(super) fn backend_gone(&mut self) {
+        (self.blocked, self.unflushed) = (false, false);
     }
 
     /// Whether the backend must become writable first.
@@ -95,6 +101,8 @@ impl Transmit {
         limiter: &mut Option<Limiter>,
         state: &State,
     ) -> Result<Moved, DeviceError> {
+        // Without a link, frames are dropped, also the one that the backend did not take.
+        self.blocked &= state.link();
         if self.blocked {
             return Ok(Moved::Nothing);
         }
@@ -126,7 +134,8 @@ impl Transmit {
                 Err(Fault::Backend(BackendError::Gone(error))) => {
                     gone(&error);
                     self.parked = Some(Parked { chain, charged: true });
-                    return Ok(Moved::Gone);
+                    (backend, moved) = (None, Moved::Gone);
+                    break;
                 }
             }
             self.paused = false;

@@ -104,6 +104,9 @@ impl<'a> Pair<'a> {
     fn take_in(&mut self, moved: Moved) -> bool {
         if moved == Moved::Gone {
             *self.backend = None;
+            if let Some(transmit) = &mut self.transmit {
+                transmit.backend_gone();
+            }
         }
         moved != Moved::Nothing
     }
@@ -148,8 +151,13 @@ impl<'a> Pair<'a> {
         }
     }
 
+    /// When the rate limit lets something through again that `work` would look at then.
     fn held_until(&self) -> Option<Instant> {
-        let receive = self.receive.as_ref().and_then(Receive::held_until);
+        if !self.active {
+            return None;
+        }
+        let receive = self.receive.as_ref().filter(|_| self.backend.is_some());
+        let receive = receive.and_then(Receive::held_until);
         let transmit = self.transmit.as_ref().and_then(Transmit::held_until);
         receive.into_iter().chain(transmit).min()
     }
