@@ -374,9 +374,13 @@ impl VmBuilder {
 }
 
 impl Blueprint {
-    /// Memory that was cleared is as when it was new.
-    pub(crate) fn refill(&self, memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
-        self.memory_backing.fill(memory)
+    /// Memory that was cleared is as when it was new. Gives up if `has_ended`.
+    pub(crate) fn refill(
+        &self,
+        memory: &GuestMemoryMmap,
+        has_ended: &dyn Fn() -> bool,
+    ) -> Result<(), MemoryError> {
+        self.memory_backing.fill(memory, has_ended)
     }
 
     /// Loads the kernel into memory, which is fresh, and makes KVM's part of the machine, which is ready to

@@ -48,8 +48,13 @@ impl PartialEq for RestartError {
 impl Eq for RestartError {}
 
 impl Machine {
-    /// Brings the machine back into the state in which it was built. All vCPUs are parked.
-    pub(crate) fn restart(&self, recorder: &Recorder) -> Result<(), RestartError> {
+    /// Brings the machine back into the state in which it was built. All vCPUs are parked. Gives up if
+    /// `has_ended`: then nothing is left that could run.
+    pub(crate) fn restart(
+        &self,
+        recorder: &Recorder,
+        has_ended: &dyn Fn() -> bool,
+    ) -> Result<(), RestartError> {
         let Some(blueprint) = &self.blueprint else { return Ok(()) };
         let (mut vm, mut vcpus) = (lock(&self.vm), self.vcpus.iter().map(lock).collect::<Vec<_>>());
         self.ports.reset();
@@ -57,9 +62,12 @@ impl Machine {
         // The old ones first: an interrupt can be connected to one machine at a time.
         vcpus.iter_mut().for_each(|vcpu| **vcpu = None);
         *vm = None;
-        self.space.memory.iter().for_each(sys::memory::clear);
+        self.space.memory.iter().for_each(|region| sys::memory::clear(region, has_ended));
         let failed = |error| RestartError(Arc::new(error));
-        blueprint.refill(&self.space.memory).map_err(|error| failed(error.into()))?;
+        blueprint.refill(&self.space.memory, has_ended).map_err(|error| failed(error.into()))?;
+        if has_ended() {
+            return Ok(());
+        }
         let hardware = blueprint
             .boot(&self.space, self.virtio.slots(), &self.lines, |_| {})
             .map_err(failed)?;

@@ -60,7 +60,9 @@ impl MemoryBacking {
     /// machine's memory without the hole, then the extra regions in the order of their addresses.
     ///
     /// Whoever makes the file shorter while the machine runs ends this process (`SIGBUS`). A memfd that
-    /// allows it is therefore sealed against that.
+    /// allows it is therefore sealed against that. So does a disk that is full (`ENOSPC`) when the guest touches
+    /// a page for the first time: the room that the file had is given up, at a restart too. All is taken
+    /// in advance, and lacking room is an error, with [`prefault`](Self::prefault).
     pub fn file(fd: OwnedFd, offset: u64) -> Self {
         Self::of(Kind::File { fd, offset })
     }
@@ -107,14 +109,19 @@ impl MemoryBacking {
         self.transparent_huge_pages != Some(false)
     }
 
-    /// Takes all of `memory` now, if that was asked for.
-    pub(crate) fn fill(&self, memory: &GuestMemoryMmap) -> Result<(), MemoryError> {
+    /// Takes all of `memory` now, if that was asked for. Gives up if `has_ended`.
+    pub(crate) fn fill(
+        &self,
+        memory: &GuestMemoryMmap,
+        has_ended: &dyn Fn() -> bool,
+    ) -> Result<(), MemoryError> {
         if !self.prefault {
             return Ok(());
         }
         memory.iter().try_for_each(|region| {
             let size = MemorySize::bytes(region.len());
-            sys::prefault(region).map_err(|source| MemoryError::Prefault { size, source })
+            sys::prefault(region, has_ended)
+                .map_err(|source| MemoryError::Prefault { size, source })
         })
     }
 
@@ -141,7 +148,7 @@ impl MemoryBacking {
                     .map_err(MemoryError::TransparentHugePages)?;
             }
         }
-        self.fill(&memory)?;
+        self.fill(&memory, &|| false)?;
         Ok(memory)
     }
 

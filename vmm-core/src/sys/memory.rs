@@ -2,113 +2,138 @@ use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
-use vm_memory::{Bytes, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
+use vm_memory::{Bytes, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress, VolatileSlice};
 
-const PAGE: u64 = 4096;
+const PAGE: usize = 4096;
 
 /// Leaves the region out of the processes that this one forks. A copy would make the guest's pages
 /// copy-on-write: slow, and while the kernel reads from a disk straight into a page, wrong.
 pub(crate) fn keep_from_children(region: &GuestRegionMmap) {
-    if let Err(error) = advise(region, Advice::KeepFromChildren) {
+    if let Err(error) = advise(region, libc::MADV_DONTFORK) {
         log::debug!("madvise(MADV_DONTFORK): {error}");
     }
 }
 
 /// Whether the kernel may form huge pages in the region.
 pub(crate) fn transparent_huge_pages(region: &GuestRegionMmap, on: bool) -> io::Result<()> {
-    advise(region, if on { Advice::HugePages } else { Advice::NoHugePages })
+    advise(region, if on { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE })
 }
 
-/// Takes every page of the region, writable, without changing what is in them.
-pub(crate) fn prefault(region: &GuestRegionMmap) -> io::Result<()> {
-    loop {
-        match advise(region, Advice::Populate) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
+/// Takes every page of the region, writable, without changing what is in them. Gives up if `has_ended`.
+pub(crate) fn prefault(region: &GuestRegionMmap, has_ended: &dyn Fn() -> bool) -> io::Result<()> {
+    parts(region).take_while(|_| !has_ended()).try_for_each(|(_, part)| {
+        loop {
+            match advise_part(&part, libc::MADV_POPULATE_WRITE) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    })
+}
+
+/// Makes the region zeros, as it was when it was new, and gives its pages back to the host if possible; but
+/// not huge pages of its pool: with the page goes its reservation, and somebody else may take both. Where
+/// parts of a kernel's file were mapped, there may be what the file has. Gives up if `has_ended`.
+pub(crate) fn clear(region: &GuestRegionMmap, has_ended: &dyn Fn() -> bool) {
+    for (offset, part) in parts(region).take_while(|_| !has_ended()) {
+        if let Err(error) = clear_part(region, offset, &part) {
+            log::debug!("guest memory is overwritten, as its pages cannot be given back: {error}");
+            overwrite(&part, |_, _| Ok(true)).unwrap_or_default();
         }
     }
 }
 
-/// Makes the region zeros, as it was when it was new, and gives its pages back to the host if possible.
-pub(crate) fn clear(region: &GuestRegionMmap) {
+fn clear_part(region: &GuestRegionMmap, offset: u64, part: &VolatileSlice<'_>) -> io::Result<()> {
     let shared = region.flags() & libc::MAP_SHARED != 0;
-    let cleared = match region.file_offset() {
-        Some(at) if shared => punch_hole(at.file(), at.start(), region.len()),
-        None if !shared => drop_pages(region),
+    let huge = region.flags() & libc::MAP_HUGETLB != 0;
+    match region.file_offset() {
+        Some(at) if shared => {
+            let start = at.start().saturating_add(offset);
+            match is_hugetlbfs(at.file())? {
+                // Also what others have written. To read takes no page.
+                true => {
+                    let mut found = vec![0; ZEROS.len()];
+                    overwrite(part, |offset, length| {
+                        let found = found.get_mut(..length).unwrap_or_default();
+                        at.file().read_exact_at(found, start.saturating_add(offset as u64))?;
+                        Ok(Some(&*found) != ZEROS.get(..length))
+                    })
+                }
+                false => punch_hole(at.file(), start, part.len() as u64),
+            }
+        }
+        None if !shared && huge => {
+            let states = page_states(part)?;
+            overwrite(part, |offset, _| {
+                let state = states.get(offset / PAGE);
+                Ok(state.is_none_or(|state| state & 1 != 0))
+            })
+        }
+        None if !shared => advise_part(part, libc::MADV_DONTNEED),
         _ => Err(io::ErrorKind::Unsupported.into()),
-    };
-    if let Err(error) = cleared {
-        log::debug!("guest memory is overwritten, as its pages cannot be given back: {error}");
-        overwrite(region);
     }
 }
 
-/// Drops private pages, which are zeros when they are touched again.
-fn drop_pages(region: &GuestRegionMmap) -> io::Result<()> {
-    let length = usize::try_from(region.len()).map_err(io::Error::other)?;
-    // SAFETY: the range is one mapping, which the region owns. Its content changes, as guest memory does at
-    // any time: it is only ever accessed as volatile memory.
-    check(unsafe { libc::madvise(region.as_ptr().cast(), length, libc::MADV_DONTNEED) })
-}
+/// Less than the smallest huge page.
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
-fn overwrite(region: &GuestRegionMmap) {
-    let zeros = [0; 1 << 16];
-    let mut offset = 0;
-    while offset < region.len() {
-        // Up to its end at most: the range is the region's own.
-        let written = region.write(&zeros, MemoryRegionAddress(offset)).unwrap_or(0);
-        offset = offset.saturating_add(u64::try_from(written.max(1)).unwrap_or(u64::MAX));
+/// Writes zeros wherever `is_needed` says so of an offset and a length.
+fn overwrite(
+    part: &VolatileSlice<'_>,
+    mut is_needed: impl FnMut(usize, usize) -> io::Result<bool>,
+) -> io::Result<()> {
+    for offset in (0..part.len()).step_by(ZEROS.len()) {
+        let length = part.len().saturating_sub(offset).min(ZEROS.len());
+        if is_needed(offset, length)? {
+            let zeros = ZEROS.get(..length).unwrap_or_default();
+            part.write_slice(zeros, offset).map_err(io::Error::other)?;
+        }
     }
+    Ok(())
 }
 
-/// Advice that changes nothing in what this process finds in memory.
-enum Advice {
-    KeepFromChildren,
-    HugePages,
-    NoHugePages,
-    Populate,
+/// The region in parts of which each takes no long time, with their offsets: 256 MiB.
+fn parts(region: &GuestRegionMmap) -> impl Iterator<Item = (u64, VolatileSlice<'_>)> {
+    const PART: u64 = 256 << 20;
+    let offsets = (0..).map(|number: u64| number.saturating_mul(PART));
+    offsets.take_while(|&offset| offset < region.len()).filter_map(|offset| {
+        let length = usize::try_from(region.len().saturating_sub(offset).min(PART)).ok()?;
+        Some((offset, region.get_slice(MemoryRegionAddress(offset), length).ok()?))
+    })
 }
 
-fn advise(region: &GuestRegionMmap, advice: Advice) -> io::Result<()> {
-    let advice = match advice {
-        Advice::KeepFromChildren => libc::MADV_DONTFORK,
-        Advice::HugePages => libc::MADV_HUGEPAGE,
-        Advice::NoHugePages => libc::MADV_NOHUGEPAGE,
-        Advice::Populate => libc::MADV_POPULATE_WRITE,
-    };
-    let length = usize::try_from(region.len()).map_err(io::Error::other)?;
-    // SAFETY: the range is one mapping, which the region owns. In this process no content changes by any of
-    // these, and a child process has no business with guest memory: none of our code runs in one.
-    check(unsafe { libc::madvise(region.as_ptr().cast(), length, advice) })
+/// Advice for all of the region.
+fn advise(region: &GuestRegionMmap, advice: libc::c_int) -> io::Result<()> {
+    let all = region.as_volatile_slice().map_err(io::Error::other)?;
+    advise_part(&all, advice)
+}
+
+fn advise_part(part: &VolatileSlice<'_>, advice: libc::c_int) -> io::Result<()> {
+    // SAFETY: the range lies within a region of guest memory, which owns all that is mapped there. It stays
+    // mapped, readable and writable. Its content may change, as guest memory does at any time: it is only
+    // ever accessed as volatile memory. A child process has no business with it: none of our code runs in one.
+    check(unsafe { libc::madvise(part.ptr_guard_mut().as_ptr().cast(), part.len(), advice) })
 }
 
 /// How many bytes of the region the host has in memory.
 pub(crate) fn resident(region: &GuestRegionMmap) -> u64 {
-    /// Pages that are asked for at a time: 256 MiB.
-    const CHUNK: usize = 1 << 16;
-    let mut states = vec![0u8; CHUNK.min(usize::try_from(region.len() / PAGE).unwrap_or(CHUNK))];
-    let mut pages = 0u64;
-    let mut offset = 0u64;
-    while offset < region.len() {
-        let length = (region.len() - offset).min(CHUNK as u64 * PAGE);
-        let count = usize::try_from(length / PAGE).unwrap_or(0).min(states.len());
-        let (Ok(start), Ok(bytes)) = (usize::try_from(offset), usize::try_from(length)) else {
-            break;
-        };
-        // SAFETY: `start` lies within the region's mapping, as `offset` is less than its length, and the
-        // kernel writes one byte for each page of `bytes`, as many as `states` has or less.
-        let result = unsafe {
-            let address = region.as_ptr().add(start);
-            libc::mincore(address.cast(), bytes, states.as_mut_ptr())
-        };
-        if result == 0 {
-            let resident = states.iter().take(count).filter(|&&state| state & 1 != 0).count();
-            pages = pages.saturating_add(resident as u64);
-        }
-        offset = offset.saturating_add(length);
-    }
-    pages.saturating_mul(PAGE)
+    let states = parts(region).filter_map(|(_, part)| page_states(&part).ok());
+    let count = |states: Vec<u8>| states.iter().filter(|&&state| state & 1 != 0).count() as u64;
+    states.map(count).fold(0, u64::saturating_add).saturating_mul(PAGE as u64)
+}
+
+/// One byte for each page: bit 0 is set if the host has it in memory.
+fn page_states(part: &VolatileSlice<'_>) -> io::Result<Vec<u8>> {
+    let mut states = vec![0u8; part.len().div_ceil(PAGE)];
+    // SAFETY: the range is mapped, as it lies within a region, and the kernel writes one byte for each page
+    // of it, as many as `states` has.
+    let result = unsafe {
+        let address = part.ptr_guard_mut().as_ptr();
+        libc::mincore(address.cast(), part.len(), states.as_mut_ptr())
+    };
+    check(result).map(|()| states)
 }
 
 /// A memfd that can be sealed and is closed on exec; `flags` may choose its pages.
@@ -175,7 +200,6 @@ fn check(result: libc::c_int) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
     use std::sync::Arc;
 
     use vm_memory::{FileOffset, GuestAddress, MmapRegion};
@@ -188,7 +212,7 @@ mod tests {
         let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
         let mut bytes = vec![0x5a; LENGTH];
         region.write_slice(&bytes, MemoryRegionAddress(0)).unwrap();
-        clear(&region);
+        clear(&region, &|| false);
         region.read_slice(&mut bytes, MemoryRegionAddress(0)).unwrap();
         assert!(bytes.iter().all(|&byte| byte == 0));
     }

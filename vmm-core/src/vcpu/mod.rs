@@ -53,7 +53,7 @@ fn run(index: u8, machine: &Machine, control: &Control) {
         if let Some(how) = end {
             control.end(how);
         }
-        if !control.park(|| Ok(machine.restart(control.recorder())?)) {
+        if !control.park(|| Ok(machine.restart(control.recorder(), &|| control.is_ending())?)) {
             return;
         }
     }
