@@ -169,22 +169,26 @@ impl Control {
 
     /// Asks for a reset: when all vCPUs are parked, one of their threads starts the machine anew.
     pub(crate) fn request_reset(&self) {
-        let mut state = lock(&self.state);
-        if state.end.is_none() && state.reset == Reset::None {
-            state.reset = Reset::Wanted;
-            self.announce(&state);
-        }
+        self.want_reset(&mut lock(&self.state));
     }
 
     /// Asks for a reset and waits until it is done.
     pub(crate) fn reset(&self) -> Result<(), ControlError> {
-        let before = lock(&self.state).restarts;
-        self.request_reset();
         let mut state = lock(&self.state);
+        // One that is under way already will do: it ends after this call has begun.
+        let before = state.restarts;
+        self.want_reset(&mut state);
         while state.end.is_none() && state.restarts == before {
             state = self.changed(state);
         }
         not_ended(&state)
+    }
+
+    fn want_reset(&self, state: &mut State) {
+        if state.end.is_none() && state.reset == Reset::None {
+            state.reset = Reset::Wanted;
+            self.announce(state);
+        }
     }
 
     /// Makes the calling thread that of vCPU `index`: signals are blocked in it, and it can be kicked
