@@ -35,9 +35,9 @@ impl InputSpace {
     }
 
     /// Hands over as many of `bytes` as the UART takes.
-    fn enqueue(&self, bytes: &[u8], serial: &SerialPort) -> io::Result<usize> {
+    fn enqueue(&self, bytes: &[u8], serial: &SerialPort) -> usize {
         let closed = lock(&self.closed);
-        if *closed { Ok(0) } else { serial.enqueue(bytes) }
+        if *closed { 0 } else { serial.enqueue(bytes) }
     }
 
     /// The UART may take bytes again. Costs nothing unless somebody waits for it.
@@ -93,7 +93,7 @@ fn give(
     while !bytes.is_empty() && !state.is_finishing() {
         // Said before the try, so that room made between the try and the wait is heard of.
         space.wanted.store(true, Ordering::SeqCst);
-        let taken = space.enqueue(bytes, serial)?;
+        let taken = space.enqueue(bytes, serial);
         bytes = bytes.get(taken..).unwrap_or_default();
         if taken == 0 {
             poll([(state.wake.as_fd(), Interest::Readable)], None)?;
