@@ -126,8 +126,9 @@ impl Image {
     pub(crate) fn fd(fd: OwnedFd) -> Result<Self, ImageError> {
         let name = ImageName::Fd(fd.as_raw_fd());
         let file = File::from(fd);
-        let size = checked_size(&name, &file)?;
+        // First the seals, then the size: of a file that is sealed in between, it could be another.
         let sealed = map::is_sealed(&file);
+        let size = checked_size(&name, &file)?;
         Ok(Self { name, source: Source::SharedFile(file), size, sealed })
     }
 

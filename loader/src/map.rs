@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
 
 use vm_memory::GuestAddress;
@@ -46,12 +47,26 @@ pub(crate) fn sealed(fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Resu
     Ok(file)
 }
 
-/// Whether nobody can change the file's content or make it shorter: a memfd that is sealed so.
+/// Whether nobody can change the file's content or make it shorter: a memfd that is sealed so. Not one of
+/// huge pages, parts of which cannot be mapped at any multiple of 4 KiB.
 pub(crate) fn is_sealed(file: &File) -> bool {
     let needed = libc::F_SEAL_SHRINK | libc::F_SEAL_WRITE;
     // SAFETY: the descriptor is open, and the request takes nothing. Other files than memfds refuse it.
     let seals = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GET_SEALS) };
-    seals >= 0 && seals & needed == needed
+    seals >= 0 && seals & needed == needed && !is_hugetlbfs(file)
+}
+
+fn is_hugetlbfs(file: &File) -> bool {
+    const HUGETLBFS_MAGIC: u64 = 0x9584_58f6;
+    let mut status = MaybeUninit::<libc::statfs>::uninit();
+    // SAFETY: the descriptor is open, and `status` is ours for the kernel to fill.
+    if unsafe { libc::fstatfs(file.as_raw_fd(), status.as_mut_ptr()) } < 0 {
+        return true; // Nothing is known of it.
+    }
+    // SAFETY: the call succeeded, so it filled `status`.
+    let status = unsafe { status.assume_init() };
+    // The C libraries disagree about the types.
+    u64::try_from(status.f_type).is_ok_and(|kind| kind == HUGETLBFS_MAGIC)
 }
 
 fn memfd() -> io::Result<File> {
