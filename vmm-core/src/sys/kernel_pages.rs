@@ -51,10 +51,11 @@ impl MapPages for KernelPages<'_> {
         let place = region.get_host_address(start).map_err(io::Error::other)?;
         let length = usize::try_from(length).map_err(io::Error::other)?;
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        let mapped = replace(place, length, Some((file, offset)));
-        if mapped.is_err() {
-            // Not to leave a gap, which another thread's mapping could fall into.
-            replace(place, length, None)?;
+        let mapped = replace(place, length, (file, offset));
+        if mapped.is_err() && fill_gap(place, length).is_err() {
+            // Guest memory is still there, or it is not and another thread's mapping is. The one cannot be told
+            // from the other, so it is never unmapped.
+            std::mem::forget(self.memory.clone());
         }
         mapped.map(|()| true)
     }
@@ -67,30 +68,52 @@ fn is_plain(region: &GuestRegionMmap) -> bool {
     region.file_offset().is_none() && flags & plain == plain && flags & libc::MAP_HUGETLB == 0
 }
 
-/// Replaces what is mapped at `place`, a part of one of our regions, by a private copy of the file, or by
-/// pages of zeros.
+/// Replaces what is mapped at `place`, a part of one of our regions, by a private copy of the file.
 fn replace(
     place: *mut u8,
     length: usize,
-    file: Option<(BorrowedFd<'_>, libc::off_t)>,
+    (file, offset): (BorrowedFd<'_>, libc::off_t),
 ) -> io::Result<()> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
     let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
-    let (fd, offset, flags) = match file {
-        Some((fd, offset)) => (fd.as_raw_fd(), offset, flags),
-        None => (-1, 0, flags | libc::MAP_ANONYMOUS),
-    };
     // SAFETY: the range lies within one region, which owns it and gives it back as a whole, whatever is
     // mapped there. It stays readable and writable, and guest memory is only ever accessed as volatile
     // memory, so its content may change at any time. That the file does not get shorter is promised by a seal or by
     // whoever called `Kernel::mapped`.
-    let mapped = unsafe { libc::mmap(place.cast(), length, protection, flags, fd, offset) };
+    let mapped =
+        unsafe { libc::mmap(place.cast(), length, protection, flags, file.as_raw_fd(), offset) };
     if mapped == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: it was just mapped. As of all guest memory, no child process needs it.
+    keep_from_children(mapped, length);
+    Ok(())
+}
+
+/// Puts pages of zeros where a mapping failed after the kernel had taken away what was there. An error: there
+/// is something, be it what was there before.
+fn fill_gap(place: *mut u8, length: usize) -> io::Result<()> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let flags = flags | libc::MAP_FIXED_NOREPLACE;
+    // SAFETY: nothing that is mapped is replaced.
+    let mapped = unsafe { libc::mmap(place.cast(), length, protection, flags, -1, 0) };
+    if mapped == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    if mapped != place.cast() {
+        // Kernels before 4.17 do not know the flag.
+        // SAFETY: it was just mapped, and nobody knows of it.
+        unsafe { libc::munmap(mapped, length) };
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    keep_from_children(mapped, length);
+    Ok(())
+}
+
+/// As of all guest memory, no child process needs what was just mapped.
+fn keep_from_children(mapped: *mut libc::c_void, length: usize) {
+    // SAFETY: it was just mapped by us, with this length; nothing changes for this process.
     if unsafe { libc::madvise(mapped, length, libc::MADV_DONTFORK) } != 0 {
         log::debug!("madvise(MADV_DONTFORK): {}", io::Error::last_os_error());
     }
-    Ok(())
 }
