@@ -171,6 +171,8 @@ impl MmioTransport {
     /// Lets the device go on.
     pub fn resume(&self) {
         self.shared.pause.set_wanted(false);
+        // A thread that saw the pause and not yet stood still may have taken a wake-up for it.
+        self.shared.wake();
     }
 
     /// Whether the calling thread is the one of the live device.
