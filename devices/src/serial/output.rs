@@ -1,5 +1,6 @@
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +12,8 @@ use std::time::Duration;
 /// single bytes does not cost a wake-up each.
 pub struct OutputBuffer {
     inner: Mutex<Inner>,
+    /// To be read without the lock.
+    dropped: AtomicU64,
     delivered: Condvar,
     capacity: usize,
     wake: Box<dyn Fn() + Send + Sync>,
@@ -18,7 +21,6 @@ pub struct OutputBuffer {
 
 struct Inner {
     bytes: VecDeque<u8>,
-    dropped: u64,
     consumer_sleeps: bool,
     closed: bool,
 }
@@ -28,10 +30,9 @@ impl OutputBuffer {
     ///
     /// `wake` is called on the producer's thread; it must not block.
     pub fn new(capacity: usize, wake: impl Fn() + Send + Sync + 'static) -> Self {
-        let inner =
-            Inner { bytes: VecDeque::new(), dropped: 0, consumer_sleeps: true, closed: false };
-        let delivered = Condvar::new();
-        Self { inner: Mutex::new(inner), delivered, capacity, wake: Box::new(wake) }
+        let inner = Inner { bytes: VecDeque::new(), consumer_sleeps: true, closed: false };
+        let (inner, dropped, delivered) = (Mutex::new(inner), AtomicU64::new(0), Condvar::new());
+        Self { inner, dropped, delivered, capacity, wake: Box::new(wake) }
     }
 
     /// Appends `bytes`, dropping what does not fit.
@@ -42,8 +43,7 @@ impl OutputBuffer {
         let kept = capacity.saturating_sub(before).min(bytes.len());
         let (kept, dropped) = bytes.split_at_checked(kept).unwrap_or((bytes, &[]));
         inner.bytes.extend(kept);
-        let dropped = u64::try_from(dropped.len()).unwrap_or(u64::MAX);
-        inner.dropped = inner.dropped.saturating_add(dropped);
+        self.count_dropped(dropped.len());
         let half = self.capacity / 2;
         let half_full = before < half && inner.bytes.len() >= half;
         let wake = std::mem::take(&mut inner.consumer_sleeps) || half_full;
@@ -82,10 +82,9 @@ impl OutputBuffer {
     /// The consumer is gone: drops all that is still queued and all that will come, counting it.
     pub fn close(&self) {
         let mut inner = self.inner();
-        let count = u64::try_from(inner.bytes.len()).unwrap_or(u64::MAX);
+        self.count_dropped(inner.bytes.len());
         inner.bytes = VecDeque::new();
         inner.closed = true;
-        inner.dropped = inner.dropped.saturating_add(count);
         drop(inner);
         self.delivered.notify_all();
     }
@@ -113,15 +112,13 @@ impl OutputBuffer {
 
     /// Counts `count` bytes as dropped: those that the consumer took and could not deliver.
     pub fn count_dropped(&self, count: usize) {
-        let mut inner = self.inner();
-        let count = u64::try_from(count).unwrap_or(u64::MAX);
-        inner.dropped = inner.dropped.saturating_add(count);
+        self.dropped.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// How many bytes were dropped so far.
+    /// How many bytes were dropped so far, without a lock.
     #[must_use]
     pub fn dropped(&self) -> u64 {
-        self.inner().dropped
+        self.dropped.load(Ordering::Relaxed)
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -136,7 +133,7 @@ impl fmt::Debug for OutputBuffer {
         f.debug_struct("OutputBuffer")
             .field("queued", &inner.bytes.len())
             .field("capacity", &self.capacity)
-            .field("dropped", &inner.dropped)
+            .field("dropped", &self.dropped())
             .finish()
     }
 }
