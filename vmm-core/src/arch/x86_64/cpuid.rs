@@ -65,6 +65,18 @@ pub(super) fn for_vcpu(
     CpuId::from_entries(&entries).ok()
 }
 
+/// Without its registers, which the filter denies, a guest cannot use Intel PT, and must not try.
+pub(super) fn hide_processor_trace(cpuid: &mut CpuId) {
+    const INTEL_PT: u32 = 25;
+    for entry in cpuid.as_mut_slice() {
+        match (entry.function, entry.index) {
+            (0x7, 0) => set_bit(&mut entry.ebx, INTEL_PT, false),
+            (0x14, _) => (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0),
+            _ => {}
+        }
+    }
+}
+
 /// AMD's leaves are reserved on other processors, but for Hygon's, which are AMD's.
 fn is_amd(supported: &CpuId) -> bool {
     let vendor = supported.as_slice().iter().find(|entry| entry.function == 0);
@@ -204,6 +216,21 @@ mod tests {
         assert_eq!((leaf(&cpuid, 4, 3).eax >> 14) & 0xfff, 7, "L3 is shared");
         assert_eq!((leaf(&cpuid, 0x8000_001d, 3).eax >> 14) & 0xfff, 5);
         assert!(cpuid.as_slice().iter().all(|entry| entry.function != 0x1f));
+    }
+
+    #[test]
+    fn processor_trace_is_not_there() {
+        let entry = |function, index| {
+            let (eax, ebx) = (1, u32::MAX);
+            kvm_cpuid_entry2 { function, index, eax, ebx, ..Default::default() }
+        };
+        let all = [entry(0x7, 0), entry(0x7, 1), entry(0x14, 0), entry(0x14, 1)];
+        let mut cpuid = CpuId::from_entries(&all).unwrap();
+        hide_processor_trace(&mut cpuid);
+        assert_eq!(leaf(&cpuid, 7, 0).ebx, !(1 << 25));
+        assert_eq!(leaf(&cpuid, 7, 1), all[1]);
+        assert_eq!((leaf(&cpuid, 0x14, 0).eax, leaf(&cpuid, 0x14, 0).ebx), (0, 0));
+        assert_eq!(leaf(&cpuid, 0x14, 1).ebx, 0);
     }
 
     #[test]

@@ -85,6 +85,9 @@ impl<'a> VcpuTemplate<'a> {
     fn cpuid(&self, index: u8) -> Result<CpuId, KvmError> {
         let topology = cpuid::Topology { index, count: self.count };
         let mut cpuid = cpuid::for_vcpu(&self.supported, topology, self.tsc_deadline_timer);
+        if let (Some(cpuid), true) = (&mut cpuid, self.model.msr_filter) {
+            cpuid::hide_processor_trace(cpuid);
+        }
         if let (Some(own), Some(hook)) = (&cpuid, &self.model.hook) {
             let mut entries = cpuid_entry::from_kvm(own);
             hook(index, &mut entries);

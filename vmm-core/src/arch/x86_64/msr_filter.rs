@@ -49,6 +49,7 @@ pub const DENIED_MSRS: &[DeniedMsrs] = &[
     deny(0x309, 0x30c, COUNTERS),              // FIXED_CTR0 to FIXED_CTR3
     deny(0x38d, 0x392, COUNTERS),              // FIXED_CTR_CTRL, PERF_GLOBAL_*
     deny(0x3f1, 0x3f7, SAMPLES),               // PEBS_ENABLE to PEBS_FRONTEND
+    deny(0x4c1, 0x4c8, COUNTERS),              // PMC0 to PMC7, written in full width
     deny(0x560, 0x561, TRACES),                // RTIT_OUTPUT_*
     deny(0x570, 0x587, TRACES),                // RTIT_CTL to RTIT_ADDR3_B
     deny(0x600, 0x600, SAMPLES),               // DS_AREA
@@ -57,6 +58,7 @@ pub const DENIED_MSRS: &[DeniedMsrs] = &[
     deny(0x64d, 0x64d, ENERGY),                // PLATFORM_ENERGY_COUNTER
     deny(0x680, 0x6df, BRANCHES),              // LASTBRANCH_*
     deny(0xdc0, 0xddf, BRANCHES),              // LASTBRANCH_INFO_*
+    deny(0xc000_00e7, 0xc000_00e9, FREQUENCY), // MPERF, APERF, IRPerfCount: to be read only
     deny(0xc000_0300, 0xc000_0303, COUNTERS),  // PerfCntrGlobal*
     deny(0xc001_0000, 0xc001_0007, COUNTERS),  // PERF_LEGACY_CTL0 to PERF_LEGACY_CTR3
     deny(0xc001_0061, 0xc001_006b, FREQUENCY), // P-states
