@@ -192,6 +192,10 @@ pub enum RunError {
     /// The machine was reset and could not be started anew.
     #[error("the machine cannot be started anew after its reset")]
     Restart(#[from] RestartError),
+    /// The call waits for the thread that makes it: one of the machine's own, in a device of the caller's. The
+    /// machine has not failed.
+    #[error("a device's own code cannot wait for its machine: make this call from another thread")]
+    OwnThread,
     /// A thread of this machine panicked: a defect in the monitor, or in a device or console of the
     /// caller's own.
     #[error("the thread {thread} panicked: {message}")]

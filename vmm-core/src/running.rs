@@ -1,6 +1,6 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use sparkler_devices::serial::OutputBuffer;
@@ -13,7 +13,8 @@ use crate::{Outcome, RunError, Stats, Timeline, VmHandle};
 
 /// A machine whose guest runs.
 ///
-/// Dropping it stops the guest, whatever it does, and joins the machine's threads, within a second.
+/// Dropping it stops the guest, whatever it does, and joins the machine's threads, within a second. Where one
+/// of these threads drops it, in a device of the caller's own, they end by themselves soon after.
 #[derive(Debug)]
 pub struct RunningVm {
     threads: Mutex<Threads>,
@@ -36,7 +37,11 @@ impl RunningVm {
     ///
     /// # Errors
     /// [`RunError`] if the *monitor* failed. Whatever a guest does is an [`Outcome`].
+    /// [`RunError::OwnThread`] on a thread of a vCPU or of a device of this machine.
     pub fn wait(&self) -> Result<Outcome, RunError> {
+        if self.is_own_thread() {
+            return Err(RunError::OwnThread);
+        }
         let end = self.control.wait();
         self.join(matches!(end, Ok(Outcome::Stopped)));
         end
@@ -46,8 +51,11 @@ impl RunningVm {
     /// then follows, is not counted. `Duration::ZERO` only looks.
     ///
     /// # Errors
-    /// [`RunError`] if the *monitor* failed.
+    /// As of [`wait`](Self::wait).
     pub fn wait_timeout(&self, timeout: Duration) -> Result<Option<Outcome>, RunError> {
+        if self.is_own_thread() {
+            return Err(RunError::OwnThread);
+        }
         match self.control.wait_timeout(timeout) {
             Some(_) => self.wait().map(Some),
             None => Ok(None),
@@ -86,6 +94,11 @@ impl RunningVm {
         self.threads.lock().unwrap_or_else(PoisonError::into_inner).console = console;
     }
 
+    /// Whether the calling thread is one that [`join`](Self::join) would wait for.
+    fn is_own_thread(&self) -> bool {
+        self.control.is_vcpu_thread() || self.machine.virtio.is_own_thread()
+    }
+
     /// Joins all threads, once: the vCPUs first, while those that serve them still run.
     fn join(&self, hurry: bool) {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,12 +106,8 @@ impl RunningVm {
             return;
         }
         for vcpu in threads.vcpus.drain(..) {
-            // A device of the caller's own may hold and drop the machine, on a vCPU's thread. That thread
-            // cannot wait for itself; it is about to end.
-            if vcpu.thread().id() != thread::current().id() {
-                // Panics are caught in the thread and are in `control` by now.
-                drop(vcpu.join());
-            }
+            // Panics are caught in the thread and are in `control` by now.
+            drop(vcpu.join());
         }
         self.machine.virtio.stop();
         // Whoever was at pausing the machine, or the like, hears of its end and lets go of it.
@@ -114,7 +123,11 @@ impl RunningVm {
 impl Drop for RunningVm {
     fn drop(&mut self) {
         self.control.end(Ok(Outcome::Stopped));
-        self.join(true);
+        // A device of the caller's own may hold and drop the machine, on a thread of the machine. That thread
+        // cannot wait for itself, nor for those that wait for it: the last to end takes all down.
+        if !self.is_own_thread() {
+            self.join(true);
+        }
     }
 }
 

@@ -4,11 +4,13 @@
 
 mod common;
 
-use std::sync::Barrier;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sparkler::{Milestone, Outcome};
+use sparkler::virtio::{DeviceError, Session, VirtioDevice};
+use sparkler::{BusDevice, Milestone, Outcome, RunError, RunningVm};
 
 use crate::common::guest;
 
@@ -92,4 +94,58 @@ fn the_timeline_tells_the_life_in_order() {
         order.map(|milestone| timeline.at(milestone).unwrap_or_else(|| panic!("no {milestone}")));
     assert!(times.is_sorted(), "{timeline:?}");
     assert!(times[7] < Duration::from_secs(10));
+}
+
+/// A device that comes to own its own machine, waits for it and drops it.
+struct Owner(Mutex<Receiver<RunningVm>>, Sender<Result<Outcome, RunError>>);
+
+impl Owner {
+    fn act(&self) {
+        // Later calls find nobody who sends.
+        if let Ok(running) = self.0.lock().unwrap().recv() {
+            self.1.send(running.wait()).unwrap();
+            drop(running);
+        }
+    }
+}
+
+impl BusDevice for Owner {
+    fn read(&self, _offset: u64, _data: &mut [u8]) {}
+    fn write(&self, _offset: u64, _data: &[u8]) {
+        self.act();
+    }
+}
+
+impl VirtioDevice for Owner {
+    fn device_type(&self) -> u32 {
+        4
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[8]
+    }
+
+    fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        self.act();
+        while session.wait(&[], None)? {}
+        Ok(())
+    }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn one_of_its_own_threads_cannot_wait_for_it_and_can_drop_it() {
+    for on_vcpu in [true, false] {
+        let ((send_machine, machine), (answers, answer)) = (channel(), channel());
+        let owner = Owner(Mutex::new(machine), answers);
+        let builder = match on_vcpu {
+            true => guest("test=ports").vcpus(2).port_device(0x222..=0x222, owner),
+            false => guest("test=rng").vcpus(2).device(owner),
+        };
+        send_machine.send(builder.build().unwrap().start().unwrap()).unwrap();
+        let answer = || answer.recv_timeout(Duration::from_secs(60));
+        assert_eq!(answer(), Ok(Err(RunError::OwnThread)));
+        // The device has gone, and so the machine.
+        assert_eq!(answer(), Err(RecvTimeoutError::Disconnected));
+    }
 }

@@ -75,10 +75,13 @@ impl Worker {
         Ok(())
     }
 
-    /// Waits for the thread to end, if there is one. True if there was.
-    pub(super) fn join(&mut self) -> bool {
+    /// Waits for the thread to end, if there is one; not if it is the calling one, in a device that holds
+    /// and drops its own machine.
+    pub(super) fn join(&mut self) {
         let thread = self.thread.take();
-        thread.map(JoinHandle::join).is_some() // A panic has been reported already.
+        if let Some(thread) = thread.filter(|one| one.thread().id() != thread::current().id()) {
+            let _ = thread.join(); // A panic has been reported already.
+        }
     }
 
     /// Logs why the device could not go live.
