@@ -31,7 +31,8 @@ use crate::machine::Machine;
 /// [`DRAIN_TIMEOUT`](crate::Console::DRAIN_TIMEOUT); nothing is handed to it. The guest's clocks go on, and it
 /// is told that it stood still where it has KVM's clock, so that its watchdogs do not bark.
 ///
-/// A handle holds no resource of the machine and may outlive it.
+/// A handle may outlive the machine. All that it then still holds of it is one file descriptor and some memory
+/// for its outcome and timeline.
 #[derive(Debug, Clone)]
 pub struct VmHandle {
     control: Arc<Control>,

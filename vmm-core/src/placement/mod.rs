@@ -14,7 +14,8 @@ pub(crate) use self::threads::{Role, Threads};
 use crate::sys::scheduler;
 
 /// Where the threads of a machine run on the host, and how. Without a word they run where the thread
-/// runs that starts the machine.
+/// runs that starts the machine; of a placement that says something and nothing of the devices, these run where
+/// the thread runs that builds it.
 ///
 /// | thread | name |
 /// |---|---|
@@ -47,7 +48,7 @@ impl Placement {
     /// The longest prefix of thread names, in bytes: the kernel keeps 15 of a name.
     pub const MAX_NAME_PREFIX: usize = 7;
 
-    /// Every thread where the one runs that starts the machine.
+    /// Nothing is said: every thread runs where the one does that starts the machine.
     pub fn new() -> Self {
         Self::default()
     }
