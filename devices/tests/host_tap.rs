@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use net_common::*;
 use sparkler_devices::virtio::mock::PATIENCE;
 use sparkler_devices::virtio::net::{Net, NetError};
+use vm_memory::GuestAddress;
 
 /// Local experimental Ethertype: no kernel sends such frames by itself.
 const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
@@ -230,6 +231,62 @@ fn the_kernel_cuts_up_what_the_driver_cannot_take() {
         assert_eq!(received.header[..10], [0; 10]);
         assert_ne!(received.frame[50..52], [0, 0], "the checksum");
     }
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn a_driver_that_wants_one_kind_of_udp_segments_gets_a_card() {
+    isolate();
+    let net = Net::tap("spark0").unwrap();
+    let host = Host::new("spark0");
+    let mut guest = Guest::without(net, F_GUEST_USO6);
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &host);
+}
+
+#[test]
+#[ignore = "needs root and /dev/net/tun"]
+fn buffers_in_more_pieces_than_a_call_takes_do_not_cost_the_tap() {
+    const PIECES: u16 = 30;
+    const WRITE: u16 = 2;
+    const NEXT: u16 = 1;
+    const INDIRECT: u16 = 4;
+    isolate();
+    let net = Net::tap("spark0").unwrap();
+    ip("link set spark0 mtu 9000");
+    let host = Host::new("spark0");
+    let mut guest = Guest::new(net);
+    // The queue is full of chains, all together too short for the first frame.
+    for _ in 0..256 {
+        let bytes = guest.driver.buffer(PIECES.into());
+        let table = guest.driver.buffer(16 * usize::from(PIECES));
+        let ring = guest.driver.ring(RX);
+        for piece in 0..PIECES {
+            let flags = if piece + 1 < PIECES { WRITE | NEXT } else { WRITE };
+            let at = GuestAddress(bytes.0 + u64::from(piece));
+            ring.set_descriptor_at(table, piece, at, 1, flags, piece + 1);
+        }
+        let head = ring.take_descriptor();
+        ring.set_descriptor(head, table, 16 * u32::from(PIECES), INDIRECT, 0);
+        ring.offer(head);
+    }
+    guest.driver.notify(RX);
+    host.give(&[0; 10], &experimental(9000, 1));
+    wait_for("the drop", || {
+        // What the kernel's own frames took is offered again.
+        while let Some(used) = guest.driver.ring(RX).take_used() {
+            guest.driver.ring(RX).offer(used.id.try_into().unwrap());
+            guest.driver.notify(RX);
+        }
+        (guest.stats().received_too_long == 1).then_some(())
+    });
+    let before = guest.stats().received_frames;
+    host.give(&[0; 10], &experimental(1500, 2));
+    guest.wait_for("the next frame", |stats| stats.received_frames > before);
+    assert!(guest.link());
+    guest.restart();
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &host);
 }
 
 #[test]

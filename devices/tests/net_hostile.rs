@@ -6,7 +6,7 @@
 mod net_common;
 
 use net_common::*;
-use sparkler_devices::virtio::net::{Net, Offloads};
+use sparkler_devices::virtio::net::{Net, NetBackend, Offloads};
 use vm_memory::{Bytes, GuestAddress};
 
 const NEXT: u16 = 1;
@@ -240,6 +240,51 @@ fn a_large_frame_waits_for_the_rest_of_its_buffers() {
     wait_for("the first part", || (wire.coming() == 0).then_some(()));
     guest.restart();
     guest.assert_works(&wire);
+}
+
+#[test]
+fn a_frame_longer_than_the_mtu_takes_no_buffers_from_the_others() {
+    for (mtu, most) in [(68, 1518), (1500, 1518), (4000, 4018)] {
+        let wire = Wire::default();
+        let mut guest = Guest::new(wire.net().mtu(mtu).unwrap());
+        guest.offer(4, 1536);
+        for (seed, len) in [(1, 65_550), (2, most + 1), (3, most), (4, 60)] {
+            wire.give(&frame(len, seed));
+        }
+        assert_eq!(guest.receive().frame, frame(most, 3));
+        assert_eq!(guest.receive().frame, frame(60, 4));
+        assert_eq!(guest.stats().received_too_long, 2);
+    }
+    // A driver that takes what is to be cut up has the room.
+    let wire = Wire::with_offloads(Offloads::ALL, Offloads::ALL);
+    let mut guest = Guest::new(wire.net().mtu(1500).unwrap());
+    guest.offer(50, 1536);
+    wire.give(&frame(65_550, 1));
+    assert_eq!(guest.receive().frame, frame(65_550, 1));
+}
+
+#[test]
+fn a_change_that_a_backend_refuses_leaves_all_as_it_was() {
+    let wires: Vec<_> = (0..3).map(|_| Wire::with_offloads(Offloads::ALL, Offloads::ALL)).collect();
+    let backends = wires.iter().map(|wire| Box::new(wire.clone()) as Box<dyn NetBackend>);
+    let mut guest = Guest::new(Net::backends(backends.collect()).unwrap());
+    let control = 6;
+    assert_eq!(guest.command_on(control, 4, 0, &[1, 0]), 0);
+    let changes: Vec<_> = wires.iter().map(Wire::changes).collect();
+    let all = 1u64 << 1 | 0b1111 << 7 & !(1 << 10) | 0b11 << 54;
+    assert_eq!(guest.command_on(control, 5, 0, &all.to_le_bytes()), 0);
+    let same: Vec<_> = wires.iter().map(Wire::changes).collect();
+    assert_eq!(changes, same, "what changes nothing reached a backend");
+    wires[2].set_stubborn(true);
+    assert_eq!(guest.command_on(control, 4, 0, &[3, 0]), 1);
+    assert_eq!(guest.command_on(control, 5, 0, &0u64.to_le_bytes()), 1);
+    let active: Vec<_> = wires.iter().map(Wire::is_active).collect();
+    assert_eq!(active, [Some(true), Some(false), Some(false)]);
+    for wire in &wires {
+        assert_eq!(wire.offloads_set(), Some(Offloads::ALL));
+    }
+    assert_eq!(guest.command_on(control, 4, 0, &[2, 0]), 0);
+    assert_eq!(wires[1].is_active(), Some(true));
 }
 
 #[test]

@@ -114,7 +114,8 @@ impl VmHandle {
     /// The button is an ACPI one: `PNP0C0C`, with a generic event device, `ACPI0013`, to tell of it. Linux
     /// needs `CONFIG_ACPI_BUTTON` (a module called `button` in most distributions), and something in user
     /// space that acts on it: systemd-logind or acpid does, or whatever reads `KEY_POWER` from the button's
-    /// input device. While nothing in the guest listens, as early in its boot, a press is lost.
+    /// input device. A press early in the guest's boot is kept until its kernel listens; it is lost if
+    /// nothing in its user space does by then.
     ///
     /// # Errors
     /// [`ControlError::Ended`]; [`ControlError::NoPowerButton`] without [`acpi`](crate::VmBuilder::acpi).

@@ -34,6 +34,7 @@ pub(crate) const F_CTRL_VQ: u64 = 1 << 17;
 pub(crate) const F_CTRL_RX: u64 = 1 << 18;
 pub(crate) const F_GUEST_ANNOUNCE: u64 = 1 << 21;
 pub(crate) const F_MQ: u64 = 1 << 22;
+pub(crate) const F_GUEST_USO6: u64 = 1 << 55;
 
 pub(crate) const HEADER: usize = 12;
 /// Nothing left undone.
@@ -234,6 +235,10 @@ struct Inner {
     /// It is gone when it was sent so many frames.
     cut_at: Option<usize>,
     active: Option<bool>,
+    /// It does not change what is active, nor its offloads.
+    stubborn: bool,
+    /// How often it was told of either.
+    changes: u64,
     offloads_set: Option<Offloads>,
     waker: Option<Waker>,
 }
@@ -319,6 +324,14 @@ impl Wire {
         self.wake();
     }
 
+    pub(crate) fn set_stubborn(&self, stubborn: bool) {
+        self.lock().stubborn = stubborn;
+    }
+
+    pub(crate) fn changes(&self) -> u64 {
+        self.lock().changes
+    }
+
     pub(crate) fn is_active(&self) -> Option<bool> {
         self.lock().active
     }
@@ -343,12 +356,22 @@ impl NetBackend for Wire {
     }
 
     fn set_receive_offloads(&mut self, offloads: Offloads) -> io::Result<()> {
-        self.lock().offloads_set = Some(offloads);
+        let mut inner = self.lock();
+        inner.changes += 1;
+        if inner.stubborn {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        inner.offloads_set = Some(offloads);
         Ok(())
     }
 
     fn set_active(&mut self, active: bool) -> io::Result<()> {
-        self.lock().active = Some(active);
+        let mut inner = self.lock();
+        inner.changes += 1;
+        if inner.stubborn {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        inner.active = Some(active);
         Ok(())
     }
 

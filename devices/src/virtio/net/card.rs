@@ -123,8 +123,13 @@ impl Net {
         Self { mac, ..self }
     }
 
-    /// Tells the guest the largest IP packet that the network carries, in bytes: 68 to 65,535. By
-    /// default the guest is told nothing and assumes 1,500. What is longer is carried all the same.
+    /// Tells the guest the largest IP packet that the network carries, in bytes: 68 to 65,535.
+    ///
+    /// Frames for the guest whose packet is longer than that and than 1,500 bytes are dropped and counted
+    /// ([`NetStats::received_too_long`](super::NetStats::received_too_long)), unless its driver takes what
+    /// is still to be cut up. By default the guest is told nothing and assumes 1,500, and frames of any
+    /// length are carried: one for which the guest's driver has not offered enough buffers waits for them,
+    /// and so does all that comes after it. That is a reason to set it where the other end is not trusted.
     ///
     /// # Errors
     /// [`NetError::Mtu`] if it is out of range.

@@ -72,6 +72,10 @@ use state::State;
 
 /// Chains that each queue can hold.
 const QUEUE_SIZE: u16 = 256;
+/// Any driver takes packets of so many bytes (virtio 1.2, 5.1.6.3.1).
+const USUAL_MTU: u16 = 1500;
+/// Bytes of an Ethernet header with a VLAN tag.
+const ETHERNET_LEN: usize = 18;
 
 /// A network card as a virtio device.
 pub struct NetDevice {
@@ -110,6 +114,13 @@ impl NetDevice {
             receive_limiter: Limiter::new(rate_limit, Instant::now()),
             state,
         }
+    }
+
+    /// The longest frame for the guest that is not to be cut up: as long as its packets may be, if the
+    /// guest is told.
+    fn longest_frame(&self) -> usize {
+        let packet = |mtu: u16| usize::from(mtu.max(USUAL_MTU));
+        self.mtu.map_or(MAX_FRAME_LEN, |mtu| packet(mtu).saturating_add(ETHERNET_LEN))
     }
 
     fn queue_pairs(&self) -> u16 {

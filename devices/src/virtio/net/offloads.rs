@@ -47,6 +47,11 @@ impl Offloads {
         }
     }
 
+    /// Whether frames may come that are to be cut up.
+    pub(super) const fn segments(self) -> bool {
+        self.tcp4 || self.tcp6 || self.udp4 || self.udp6
+    }
+
     /// Only what has all that it depends on (virtio 1.2, 5.1.3.1).
     #[must_use]
     pub(super) const fn consistent(self) -> Self {

@@ -24,8 +24,11 @@ const BATCH: usize = 64;
 const USUAL: usize = 2048;
 /// After so many usual frames one after the other, no large one is expected.
 const QUIET: u32 = 32;
-/// No more buffers are taken if these are in so many pieces: a call to the kernel takes 1024.
+/// No more buffers are taken if these are in so many pieces.
 const MOST_SEGMENTS: usize = 256;
+/// A frame goes straight into buffers of at most so many pieces, and is copied to others: a call to the
+/// kernel takes 1024. After a frame that was dropped there may be any number.
+const MOST_DIRECT_SEGMENTS: usize = 2 * MOST_SEGMENTS;
 
 /// A driver offered a buffer that cannot even hold a header (virtio 1.2, 5.1.6.3.1).
 #[derive(Debug, Error)]
@@ -40,6 +43,8 @@ pub(super) struct Receive {
     queue: Queue,
     mergeable: bool,
     pub(super) offloads: Offloads,
+    /// The longest frame, if none is to be cut up.
+    longest: usize,
     /// Buffers that were taken from the driver, in order.
     chains: VecDeque<Chain>,
     /// Where a frame goes beyond these.
@@ -66,11 +71,12 @@ struct Arrived {
 }
 
 impl Receive {
-    pub(super) fn new(queue: Queue, mergeable: bool, offloads: Offloads) -> Self {
+    pub(super) fn new(queue: Queue, mergeable: bool, offloads: Offloads, longest: usize) -> Self {
         Self {
             queue,
             mergeable,
             offloads,
+            longest,
             chains: VecDeque::new(),
             spill: vec![0; SPILL_LEN],
             target: USUAL,
@@ -207,13 +213,22 @@ impl Receive {
         let chains = match (link, self.mergeable) {
             (false, _) => 0,
             (true, false) => 1,
-            (true, true) => self.chains.len(),
+            (true, true) => self.direct_chains(),
         };
         let mut room = Room::new(&self.chains, chains, &mut self.spill, self.offloads);
         backend.receive(&mut room)?;
         let (len, direct) = room.filled();
         // Nothing was put: then there was nothing.
         if len == 0 { Err(BackendError::WouldBlock) } else { Ok(Arrived { len, direct }) }
+    }
+
+    /// How many chains a call to the kernel can take: at least one, which is no longer than the queue.
+    fn direct_chains(&self) -> usize {
+        let pieces = self.chains.iter().scan(0usize, |sum, chain| {
+            *sum = sum.saturating_add(chain.writable().len());
+            Some(*sum)
+        });
+        pieces.take_while(|&sum| sum <= MOST_DIRECT_SEGMENTS).count().max(1)
     }
 
     /// A frame is there: it goes to the driver, or is dropped.
@@ -244,7 +259,7 @@ impl Receive {
             count(&counters.received_malformed, 1);
         } else if !filter.accepts(destination) {
             count(&counters.received_filtered, 1);
-        } else if !self.mergeable && len > direct {
+        } else if (!self.mergeable && len > direct) || !self.is_expected(len) {
             count(&counters.received_too_long, 1);
         } else {
             if flags != 0 && !self.offloads.checksum {
@@ -255,6 +270,12 @@ impl Receive {
             self.deliver(frame, state)?;
         }
         Ok(())
+    }
+
+    /// Whether the driver must have room for a header and frame of so many bytes. For another, it may wait
+    /// with fewer buffers, all of which would be taken.
+    fn is_expected(&self, len: usize) -> bool {
+        self.offloads.segments() || len.saturating_sub(HEADER_LEN) <= self.longest
     }
 
     /// Learns from the length of a frame how much room the next one may need.

@@ -49,7 +49,7 @@ counters! {
     /// Dropped: the backend came with something that is no frame, or too long for any.
     received_malformed,
     /// Dropped: a frame was longer than the guest's buffer and the driver takes no frame in several, or
-    /// longer than all buffers that fit into its queue.
+    /// longer than all buffers that fit into its queue, or than [`Net::mtu`](super::Net::mtu) allows.
     received_too_long,
     /// Dropped: a frame for another card, which the driver had asked not to get.
     received_filtered,

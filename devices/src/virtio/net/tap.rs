@@ -132,6 +132,7 @@ impl NetBackend for Tap {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 Err(BackendError::WouldBlock)
             }
+            Err(error) if is_about_frame(&error) => Err(BackendError::Refused),
             Err(error) => Err(BackendError::Gone(error)),
         }
     }
@@ -183,15 +184,22 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::ENODEV | libc::ENXIO))
 }
 
+/// Whether a tap could not give one frame, which is lost, and may well give the next.
+fn is_about_frame(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EFAULT | libc::ENOMEM))
+}
+
 fn bits(offloads: Offloads) -> libc::c_uint {
     let Offloads { checksum, tcp4, tcp6, ecn, udp4, udp6 } = offloads;
+    // The kernel refuses one kind of UDP without the other; it cuts up both then.
+    let udp = udp4 && udp6;
     let bits = [
         (checksum, libc::TUN_F_CSUM),
         (tcp4, libc::TUN_F_TSO4),
         (tcp6, libc::TUN_F_TSO6),
         (ecn, libc::TUN_F_TSO_ECN),
-        (udp4, libc::TUN_F_USO4),
-        (udp6, libc::TUN_F_USO6),
+        (udp, libc::TUN_F_USO4),
+        (udp, libc::TUN_F_USO6),
     ];
     bits.iter().filter(|(on, _)| *on).fold(0, |all, (_, bit)| all | bit)
 }
@@ -217,6 +225,13 @@ mod tests {
         let fd = null.as_raw_fd();
         let error = from_fds(vec![null]).unwrap_err();
         assert!(matches!(error, NetError::TapFd { fd: number } if number == fd), "{error}");
+    }
+
+    #[test]
+    fn one_kind_of_udp_is_left_out() {
+        let one = Offloads { udp6: false, ..Offloads::ALL };
+        assert_eq!(bits(one), bits(Offloads::TCP));
+        assert_ne!(bits(Offloads::ALL), bits(Offloads::TCP));
     }
 
     #[test]

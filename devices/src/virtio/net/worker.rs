@@ -21,14 +21,22 @@ use super::{NetDevice, has};
 /// Serves the card until the session ends.
 pub(super) fn run(device: &mut NetDevice, session: &mut Session) -> Result<(), DeviceError> {
     let features = session.features();
+    let longest = device.longest_frame();
     let NetDevice { backends, mac, state, send_limiter, receive_limiter, .. } = device;
     state.begin_session(session.waker(), has(features, VIRTIO_NET_F_GUEST_ANNOUNCE));
     let mut queues = session.take_queues();
     let control = control_index(features, backends.len());
     let control = control.and_then(|index| take(&mut queues, index));
     let pairs = (0u16..).zip(backends);
-    let pairs = pairs.map(|(index, backend)| Pair::new(index, backend, &mut queues, features));
-    let card = Card { pairs: pairs.collect(), filter: Filter::new(*mac), carrier: None, state };
+    let pairs =
+        pairs.map(|(index, backend)| Pair::new(index, backend, &mut queues, features, longest));
+    let card = Card {
+        pairs: pairs.collect(),
+        filter: Filter::new(*mac),
+        offloads: Offloads::NONE,
+        carrier: None,
+        state,
+    };
     let control = control.map(|queue| Control::new(queue, features));
     let worker = Worker { session, card, control, send_limiter, receive_limiter };
     let result = worker.serve(Offloads::receive_negotiated(features));
@@ -65,6 +73,7 @@ impl<'a> Pair<'a> {
         backend: &'a mut Option<Box<dyn NetBackend>>,
         queues: &mut Vec<Queue>,
         features: u64,
+        longest: usize,
     ) -> Self {
         let send = Offloads::send_negotiated(features);
         let receive = Offloads::receive_negotiated(features);
@@ -73,7 +82,8 @@ impl<'a> Pair<'a> {
         let first = index.saturating_mul(2);
         Self {
             backend,
-            receive: take(queues, first).map(|queue| Receive::new(queue, mergeable, receive)),
+            receive: take(queues, first)
+                .map(|queue| Receive::new(queue, mergeable, receive, longest)),
             transmit: take(queues, first.saturating_add(1)).map(|queue| Transmit::new(queue, send)),
             // More than one only when the driver says so.
             active: index == 0,
@@ -167,6 +177,8 @@ impl<'a> Pair<'a> {
 struct Card<'a> {
     pairs: Vec<Pair<'a>>,
     filter: Filter,
+    /// What may be left undone in frames that the driver receives.
+    offloads: Offloads,
     /// What was said of the cable's other end.
     carrier: Option<bool>,
     state: &'a State,
@@ -181,12 +193,13 @@ impl Card<'_> {
                 backend.set_receive_offloads(offloads)?;
             }
         }
+        self.offloads = offloads;
         Ok(())
     }
 
-    fn try_set_pairs(&mut self, count: u16) -> io::Result<()> {
+    fn try_set_pairs(&mut self, count: usize) -> io::Result<()> {
         for (index, pair) in self.pairs.iter_mut().enumerate() {
-            let active = index < usize::from(count);
+            let active = index < count;
             if let Some(backend) = pair.backend.as_mut().filter(|_| active != pair.active) {
                 backend.set_active(active)?;
             }
@@ -205,7 +218,12 @@ impl Card<'_> {
                 receive.offloads = offloads;
             }
         }
+        self.offloads = offloads;
         Ok(())
+    }
+
+    fn active_pairs(&self) -> usize {
+        self.pairs.iter().filter(|pair| pair.active).count()
     }
 
     /// The cable is as good as unplugged if there is nothing at its other end.
@@ -224,11 +242,28 @@ impl Commands for Card<'_> {
     }
 
     fn set_pairs(&mut self, pairs: u16) -> bool {
-        (1..=self.pairs.len()).contains(&pairs.into()) && self.try_set_pairs(pairs).is_ok()
+        let (before, pairs) = (self.active_pairs(), usize::from(pairs));
+        if pairs == before || !(1..=self.pairs.len()).contains(&pairs) {
+            return pairs == before;
+        }
+        let result = self.try_set_pairs(pairs);
+        if result.is_err() {
+            // As it was, as far as the backends can. They have said no already.
+            let _ = self.try_set_pairs(before);
+        }
+        result.is_ok()
     }
 
     fn set_receive_offloads(&mut self, offloads: Offloads) -> bool {
-        self.try_set_receive_offloads(offloads).is_ok()
+        let before = self.offloads;
+        if offloads == before {
+            return true;
+        }
+        let result = self.try_set_receive_offloads(offloads);
+        if result.is_err() {
+            let _ = self.try_set_receive_offloads(before); // As above.
+        }
+        result.is_ok()
     }
 }
 

@@ -97,9 +97,11 @@ impl MessageSink for CurrentVm {
     fn send(&self, message: Message) -> io::Result<()> {
         let vm = self.get().ok_or(io::ErrorKind::NotConnected)?;
         let msi = kvm_msi { address_lo: message.address, data: message.data, ..Default::default() };
-        // KVM says how many took it. None did if the guest addressed nobody, which is its affair.
-        vm.signal_msi(msi)?;
-        Ok(())
+        match vm.signal_msi(msi) {
+            // Nobody took it: the guest addressed nobody, which is its affair.
+            Err(error) if error.errno() == libc::EPERM => Ok(()),
+            result => Ok(result.map(drop)?),
+        }
     }
 }
 
