@@ -81,3 +81,26 @@ fn memfd() -> io::Result<File> {
     // A host may insist that it cannot be executed; kernels before 6.3 do not know the flag.
     create(flags | libc::MFD_NOEXEC_SEAL).or_else(|_| create(flags))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_memfd_of_ordinary_pages_can_be_mapped_by_its_seals() {
+        let bytes = sealed(|file| file.write_all(b"kernel")).unwrap();
+        assert!(is_sealed(&bytes));
+        assert!(!is_sealed(&memfd().unwrap()));
+        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | libc::MFD_HUGETLB;
+        // SAFETY: the name is a C string, and the descriptor is checked and new.
+        let huge = unsafe {
+            let fd = libc::memfd_create(c"huge".as_ptr(), flags);
+            assert!(fd >= 0, "{}", io::Error::last_os_error());
+            File::from_raw_fd(fd)
+        };
+        let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_WRITE;
+        // SAFETY: the descriptor is open, and the request takes an integer.
+        assert_eq!(unsafe { libc::fcntl(huge.as_raw_fd(), libc::F_ADD_SEALS, seals) }, 0);
+        assert!(!is_sealed(&huge));
+    }
+}

@@ -340,3 +340,17 @@ fn a_restart_that_fails_ends_the_machine_for_everybody() {
         assert_eq!(machine.control.wait_timeout(Duration::ZERO), Some(Err(RunError::Restart)));
     });
 }
+
+/// A guest's own reset, which ends at any time meanwhile, is not taken for the host's.
+#[test]
+fn nothing_is_left_of_a_reset_that_has_returned() {
+    check(|| {
+        let machine = Machine::new(true);
+        let threads = machine.start([&[], &[]]);
+        machine.control.request_reset();
+        assert_eq!(machine.control.reset(), Ok(()));
+        assert!(!machine.control.is_wanted());
+        machine.control.end(Ok(Outcome::Stopped));
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+    });
+}

@@ -244,6 +244,20 @@ mod tests {
     }
 
     #[test]
+    fn input_stays_when_nobody_can_be_interrupted() {
+        struct Deaf;
+        impl Interrupt for Deaf {
+            fn trigger(&self) -> io::Result<()> {
+                Err(io::ErrorKind::NotConnected.into())
+            }
+        }
+        let port = SerialPort::new(Deaf, None, || {});
+        port.write(INTERRUPT_ENABLE, &[1]);
+        assert_eq!(port.enqueue(b"x"), 1);
+        assert_eq!(read(&port, DATA), b'x');
+    }
+
+    #[test]
     fn loopback_delays_input_and_its_end_asks_for_it_again() {
         let rig = rig();
         rig.port.write(MODEM_CONTROL, &[0x10]);

@@ -117,3 +117,32 @@ fn keep_from_children(mapped: *mut libc::c_void, length: usize) {
         log::debug!("madvise(MADV_DONTFORK): {}", io::Error::last_os_error());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use vm_memory::Bytes;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_mapped_leaves_guest_memory_as_it_is() {
+        let address = GuestAddress(1 << 20);
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
+        memory.write_obj(0x5au8, address).unwrap();
+        let named = tempfile::NamedTempFile::new().unwrap();
+        named.as_file().set_len(4096).unwrap();
+        let write_only = File::options().write(true).open(named.path()).unwrap();
+        let pages = KernelPages { memory: &memory, huge: false };
+        let error = pages.map(write_only.as_fd(), 0, address, 4096).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+        assert_eq!(memory.read_obj::<u8>(address).unwrap(), 0x5a);
+        let place = memory.get_host_address(address).unwrap();
+        let taken = fill_gap(place, 4096).unwrap_err();
+        assert_eq!(taken.kind(), io::ErrorKind::AlreadyExists);
+        assert!(pages.map(named.as_file().as_fd(), 0, address, 4096).unwrap());
+        assert_eq!(memory.read_obj::<u8>(address).unwrap(), 0);
+    }
+}

@@ -218,6 +218,21 @@ mod tests {
     }
 
     #[test]
+    fn a_machine_that_ends_does_not_wait_for_all_to_be_cleared() {
+        const PART: u64 = 256 << 20;
+        let mapping = MmapRegion::new(usize::try_from(PART).unwrap() + 4096).unwrap();
+        let region = GuestRegionMmap::new(mapping, GuestAddress(0)).unwrap();
+        let places = [0, PART].map(MemoryRegionAddress);
+        places.iter().for_each(|&place| region.write_obj(0x5au8, place).unwrap());
+        let ended = std::cell::Cell::new(false);
+        clear(&region, &|| ended.replace(true));
+        assert_eq!(places.map(|place| region.read_obj::<u8>(place).unwrap()), [0, 0x5a]);
+        let before = resident(&region);
+        prefault(&region, &|| true).unwrap();
+        assert_eq!(resident(&region), before);
+    }
+
+    #[test]
     fn any_memory_becomes_zeros() {
         becomes_zero(MmapRegion::new(LENGTH).unwrap());
         let file = Arc::new(tempfile::tempfile().unwrap());
