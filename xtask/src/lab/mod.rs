@@ -22,7 +22,7 @@ use crate::setup::{self, Kernel};
 pub(crate) use files::Shared;
 pub(crate) use image::pack_cpio;
 pub(crate) use programs::with_libraries;
-pub(crate) use qemu::{Ended, Io};
+pub(crate) use qemu::{Ended, Finished, Io};
 
 /// The command ran out of time, as `timeout(1)` says it.
 const EXIT_TIMED_OUT: u8 = 124;
@@ -256,7 +256,7 @@ impl Lab {
     }
 
     /// Boots the lab, runs the command, and switches the lab off.
-    pub(crate) fn run(&self, run: &Run, io: Io) -> Result<qemu::Finished> {
+    pub(crate) fn run(&self, run: &Run, io: Io) -> Result<Finished> {
         let scratch = tempfile::Builder::new().prefix("sparkler-lab-").tempdir()?;
         let archive = files::pack(self, run, io, scratch.path())?;
         let results = run.results.as_ref().map(|_| scratch.path().join("results.tar"));

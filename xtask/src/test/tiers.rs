@@ -10,7 +10,7 @@ use super::harness::{Harness, Need, Programs};
 use crate::cargo::{self, LAB_TARGET, Workspace};
 use crate::host::Kvm;
 use crate::lab::{
-    Binary, Ended, GUEST_INITRD, GUEST_KERNEL, Guest, Io, Lab, ROOT_DISK, Run, Shared,
+    Binary, Ended, Finished, GUEST_INITRD, GUEST_KERNEL, Guest, Io, Lab, ROOT_DISK, Run, Shared,
 };
 use crate::report::{Counts, Report};
 use crate::{demo, setup, step};
@@ -19,8 +19,12 @@ use crate::{demo, setup, step};
 const LIMIT: Duration = Duration::from_secs(600);
 
 /// How often a program is tried in the lab. QEMU's emulation of nested virtualization has its faults: now and
-/// then the *lab's* kernel crashes in `__svm_vcpu_run` or stands still. A test that fails is not tried again.
+/// then the *lab's* kernel crashes in `__svm_vcpu_run` or stands still, or a guest that boots well a dozen times
+/// has a [triple fault](TRIPLE_FAULT). A test that fails in any other way is not tried again.
 const LAB_TRIES: u32 = 3;
+
+/// How tests and the binary tell of a triple fault.
+const TRIPLE_FAULT: [&str; 2] = ["reason: TripleFault", "crashed with a triple fault"];
 
 /// The variable that says for how long data on disks is verified.
 const VERIFY_SECONDS: &str = "SPARKLER_VERIFY_SECONDS";
@@ -279,14 +283,14 @@ fn run_in_lab(
     let (ended, output) = loop {
         let last = tries.next().is_none_or(|number| number == LAB_TRIES);
         match step::during(&format!("T2 {what}"), || lab.run(run, Io::Capture)) {
-            Ok(finished) if last || finished.ended != Ended::TimedOut => {
-                break (Some(finished.ended), finished.output);
+            Ok(finished) => {
+                let Some(why) = lab_fault(&finished).filter(|_| !last) else {
+                    break (Some(finished.ended), finished.output);
+                };
+                let said = finished.output;
+                eprintln!("warning: {what}: {why}; once more; it had said:\n{said}");
             }
             Err(error) if last => break (None, format!("{error:#}\n")),
-            Ok(finished) => {
-                let said = finished.output;
-                eprintln!("warning: {what}: the lab stood still; once more; it had said:\n{said}");
-            }
             Err(error) => eprintln!("warning: {what}: the lab itself died; once more\n{error:#}"),
         }
     };
@@ -297,4 +301,14 @@ fn run_in_lab(
     }
     report.ran("T2", what, counts, begun.elapsed());
     Ok(())
+}
+
+/// What the emulation did to a run, if it did anything.
+fn lab_fault(finished: &Finished) -> Option<&'static str> {
+    let crashed = || TRIPLE_FAULT.iter().any(|words| finished.output.contains(words));
+    match finished.ended {
+        Ended::TimedOut => Some("the lab stood still"),
+        Ended::Exit(code) if code != 0 && crashed() => Some("a guest had a triple fault"),
+        Ended::Exit(_) => None,
+    }
 }
