@@ -57,7 +57,14 @@ fn main() -> Result<()> {
     for run in 1..=runs {
         for monitor in &monitors {
             eprintln!("run {run} of {runs}: {monitor}");
-            let measured = guest::run(monitor.command(&files)?, patience)?;
+            let measured = match guest::run(monitor.command(&files)?, patience) {
+                Ok(measured) => measured,
+                // The others can still be compared, and it has further runs.
+                Err(error) => {
+                    println!("run {run}, {monitor}: {error}");
+                    continue;
+                }
+            };
             if let Some(row) = ROWS.get(measured.len()) {
                 println!("{monitor} stood still at {:?} and was ended", row.name);
             }

@@ -55,7 +55,14 @@ fn main() -> Result<()> {
             eprintln!("run {run} of {runs}: {monitor}");
             // A server whose client was killed waits for it for ever: each machine has a new one.
             let _server = Server::start()?;
-            let measured = guest::run(monitor.command(&files)?, patience, seconds)?;
+            let measured = match guest::run(monitor.command(&files)?, patience, seconds) {
+                Ok(measured) => measured,
+                // The others can still be compared, and it has further runs.
+                Err(error) => {
+                    println!("run {run}, {monitor}: {error}");
+                    continue;
+                }
+            };
             if let Some(row) = ROWS.get(measured.len()) {
                 println!("{monitor} stood still at {:?} and was ended", row.name);
             }
