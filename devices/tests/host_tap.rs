@@ -7,6 +7,7 @@ mod net_common;
 use std::ffi::CString;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use net_common::*;
@@ -18,10 +19,15 @@ use vm_memory::GuestAddress;
 const EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 const TCP4: usize = 14 + 20 + 20;
 
-/// Moves the test's thread, and the threads that it starts, into a new network namespace.
-fn isolate() {
+/// Moves the test's thread, and the threads that it starts, into a new network namespace. One test at a
+/// time: what another one starts has our descriptors until it executes its program, and an interface is
+/// there as long as its descriptor is.
+fn isolate() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     // SAFETY: unshare takes an integer, and only this thread's view of the network changes.
     assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "the test must run as root");
+    alone
 }
 
 fn ip(arguments: &str) {
@@ -149,7 +155,7 @@ fn with_count(header: [u8; 10]) -> [u8; HEADER] {
 #[test]
 #[ignore = "needs root and /dev/net/tun"]
 fn a_tap_is_made_carries_frames_and_goes_with_the_card() {
-    isolate();
+    let _alone = isolate();
     let net = Net::tap("spark0").unwrap();
     assert!(exists("spark0"));
     let host = Host::new("spark0");
@@ -166,7 +172,7 @@ fn a_tap_is_made_carries_frames_and_goes_with_the_card() {
 #[test]
 #[ignore = "needs root and /dev/net/tun"]
 fn a_tap_that_was_made_before_stays_and_is_for_one_card() {
-    isolate();
+    let _alone = isolate();
     ip("tuntap add dev spark0 mode tap");
     ip("link set spark0 up");
     let net = Net::tap("spark0").unwrap();
@@ -188,7 +194,7 @@ fn a_tap_that_was_made_before_stays_and_is_for_one_card() {
 #[test]
 #[ignore = "needs root and /dev/net/tun"]
 fn what_is_to_be_cut_up_passes_whole_in_both_directions() {
-    isolate();
+    let _alone = isolate();
     let net = Net::tap("spark0").unwrap();
     let host = Host::new("spark0");
     let mut guest = Guest::new(net);
@@ -207,7 +213,7 @@ fn what_is_to_be_cut_up_passes_whole_in_both_directions() {
 #[test]
 #[ignore = "needs root and /dev/net/tun"]
 fn the_kernel_cuts_up_what_the_driver_cannot_take() {
-    isolate();
+    let _alone = isolate();
     let net = Net::tap("spark0").unwrap();
     let host = Host::new("spark0");
     let mut guest = Guest::without(net, F_GUEST_TSO4);
@@ -236,7 +242,7 @@ fn the_kernel_cuts_up_what_the_driver_cannot_take() {
 #[test]
 #[ignore = "needs root and /dev/net/tun"]
 fn a_driver_that_wants_one_kind_of_udp_segments_gets_a_card() {
-    isolate();
+    let _alone = isolate();
     let net = Net::tap("spark0").unwrap();
     let host = Host::new("spark0");
     let mut guest = Guest::without(net, F_GUEST_USO6);
@@ -251,7 +257,7 @@ fn buffers_in_more_pieces_than_a_call_takes_do_not_cost_the_tap() {
     const WRITE: u16 = 2;
     const NEXT: u16 = 1;
     const INDIRECT: u16 = 4;
-    isolate();
+    let _alone = isolate();
     let net = Net::tap("spark0").unwrap();
     ip("link set spark0 mtu 9000");
     let host = Host::new("spark0");
@@ -292,7 +298,7 @@ fn buffers_in_more_pieces_than_a_call_takes_do_not_cost_the_tap() {
 #[test]
 #[ignore = "needs root and /dev/net/tun"]
 fn frames_are_counted_while_the_interface_is_down() {
-    isolate();
+    let _alone = isolate();
     let net = Net::tap("spark0").unwrap();
     let host = Host::new("spark0");
     let mut guest = Guest::new(net);
@@ -307,7 +313,7 @@ fn frames_are_counted_while_the_interface_is_down() {
 #[test]
 #[ignore = "needs root and /dev/net/tun"]
 fn a_tap_that_is_deleted_leaves_a_card_without_link() {
-    isolate();
+    let _alone = isolate();
     let mut guest = Guest::new(Net::tap("spark0").unwrap().queues(2).unwrap());
     guest.offer(100, 1536);
     assert_works(&mut guest, &Host::new("spark0"));
@@ -344,7 +350,7 @@ fn cpu_time() -> Duration {
 #[test]
 #[ignore = "needs root and /dev/net/tun"]
 fn several_queues_are_attached_as_the_driver_uses_them() {
-    isolate();
+    let _alone = isolate();
     let net = Net::tap("spark0").unwrap().queues(2).unwrap();
     let host = Host::new("spark0");
     let mut guest = Guest::new(net);
@@ -378,7 +384,7 @@ fn several_queues_are_attached_as_the_driver_uses_them() {
 #[test]
 #[ignore = "needs root and /dev/net/tun"]
 fn open_descriptors_serve_as_well() {
-    isolate();
+    let _alone = isolate();
     let queue = tap_fd("spark0", libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR);
     let net = Net::tap_fds(vec![queue]).unwrap();
     ip("link set spark0 up");
@@ -407,7 +413,7 @@ fn tap_fd(name: &str, flags: i32) -> OwnedFd {
 #[test]
 #[ignore = "needs root and /dev/net/tun"]
 fn without_the_right_to_it_the_error_says_what_to_do() {
-    isolate();
+    let _alone = isolate();
     ip("tuntap add dev spark0 mode tap user 1");
     let error = std::thread::spawn(|| {
         // SAFETY: the raw call changes the user of this thread alone, which ends soon.
