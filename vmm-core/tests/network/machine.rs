@@ -102,7 +102,9 @@ impl Machine {
                         return rest.trim().to_owned();
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => panic!("no {beginning:?} in {}", self.said),
+                Err(RecvTimeoutError::Timeout) => {
+                    panic!("the guest stood still before {beginning:?}: {}", self.said)
+                }
                 Err(RecvTimeoutError::Disconnected) => {
                     panic!("ended before {beginning:?}: {}", self.said)
                 }
