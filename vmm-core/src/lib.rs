@@ -2,12 +2,14 @@
 #![warn(missing_docs)]
 
 mod arch;
+mod blueprint;
 mod builder;
 mod console;
 mod control;
 pub mod cpu;
 mod error;
 mod handle;
+mod hardware;
 pub mod host;
 mod machine;
 mod memory;

@@ -13,9 +13,10 @@ use sparkler_loader::layout;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::arch::x86_64::{Interrupts, Line};
-use crate::builder::{Blueprint, Hardware};
+use crate::blueprint::Blueprint;
 use crate::console::InputSpace;
 use crate::control::Control;
+use crate::hardware::Hardware;
 use crate::memory::{self, Ranges, SharedRegions};
 use crate::restart::ResetAction;
 use crate::stats::{ExitCounters, Stats};
