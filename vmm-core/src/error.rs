@@ -8,7 +8,9 @@ use thiserror::Error;
 use vmm_sys_util::errno;
 
 use crate::cpu::CpuTemplateError;
-use crate::{MemoryError, MemorySize, OwnDeviceError, PlacementError, RestartError};
+use crate::{
+    InterruptLineError, MemoryError, MemorySize, OwnDeviceError, PlacementError, RestartError,
+};
 
 /// Why [`VmBuilder::build`](crate::VmBuilder::build) made no machine.
 #[derive(Debug, Error)]
@@ -84,6 +86,9 @@ pub enum BuildError {
     /// A device of the caller's own cannot be where it was asked to be.
     #[error(transparent)]
     OwnDevice(#[from] OwnDeviceError),
+    /// An interrupt line cannot be had as it was asked for.
+    #[error(transparent)]
+    InterruptLine(#[from] InterruptLineError),
     /// Two devices want the same addresses.
     #[error("cannot place a device")]
     Device(#[from] BusError),

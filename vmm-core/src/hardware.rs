@@ -49,6 +49,7 @@ impl Hardware {
         let vcpus = vcpus.collect::<Result<_, _>>()?;
         lines.serial.connect(&vm)?;
         lines.power_button.iter().try_for_each(|button| button.connect(&vm))?;
+        lines.own.iter().try_for_each(|line| line.connect(&vm))?;
         slots.iter().try_for_each(|slot| slot.connect(&vm))?;
         let address_bits = template.physical_address_bits();
         Ok(Self { vm, vcpus, address_bits })

@@ -11,6 +11,7 @@ mod error;
 mod handle;
 mod hardware;
 pub mod host;
+mod interrupt_line;
 mod machine;
 mod memory;
 mod outcome;
@@ -54,6 +55,7 @@ pub use crate::builder::VmBuilder;
 pub use crate::console::Console;
 pub use crate::error::{BuildError, KvmError, RunError, StartError};
 pub use crate::handle::{ControlError, VmHandle, VmState};
+pub use crate::interrupt_line::{InterruptLine, InterruptLineError};
 pub use crate::memory::{
     HugePageSize, MemoryBacking, MemoryError, MemorySize, ParseMemorySizeError, RegionKind,
     SharedRegion, SharedRegionError,
@@ -66,4 +68,4 @@ pub use crate::running::RunningVm;
 pub use crate::stats::{DeviceStats, ExitStats, Stats};
 pub use crate::timeline::{Event, Milestone, Timeline};
 pub use crate::vm::Vm;
-pub use sparkler_devices::BusDevice;
+pub use sparkler_devices::{BusDevice, Interrupt};

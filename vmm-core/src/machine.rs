@@ -17,6 +17,7 @@ use crate::blueprint::Blueprint;
 use crate::console::InputSpace;
 use crate::control::Control;
 use crate::hardware::Hardware;
+use crate::interrupt_line::OwnLines;
 use crate::memory::{self, Ranges, SharedRegions};
 use crate::restart::ResetAction;
 use crate::stats::{ExitCounters, Stats};
@@ -50,17 +51,20 @@ pub(crate) struct Lines {
     pub(crate) serial: Line,
     /// If there is ACPI to tell the guest what it means.
     pub(crate) power_button: Option<Line>,
+    /// Of devices of the caller's own.
+    pub(crate) own: Vec<Line>,
 }
 
 impl Lines {
     /// Input of the IOAPIC for the power button: that of COM2, which is not there.
     pub(crate) const POWER_BUTTON_GSI: u32 = 3;
 
-    pub(crate) fn new(acpi: bool) -> std::io::Result<Self> {
+    pub(crate) fn new(acpi: bool, own: &OwnLines) -> std::io::Result<Self> {
         let controllers = Interrupts::new(acpi);
         let serial = controllers.line(SerialPort::COM1_IRQ)?;
         let power_button = acpi.then(|| controllers.line(Self::POWER_BUTTON_GSI)).transpose()?;
-        Ok(Self { controllers, serial, power_button })
+        let own = own.inputs(&controllers)?;
+        Ok(Self { controllers, serial, power_button, own })
     }
 }
 

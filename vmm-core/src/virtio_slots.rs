@@ -15,6 +15,7 @@ use vm_memory::GuestMemoryMmap;
 use crate::arch::x86_64::{Interrupts, Line};
 use crate::control::Control;
 use crate::error::KvmError;
+use crate::interrupt_line::OwnLines;
 use crate::placement::Threads;
 use crate::{DeviceStats, RunError, VmBuilder};
 
@@ -23,7 +24,7 @@ const FIRST_WINDOW: u64 = 0xd000_0000;
 /// All windows that there can be.
 pub(crate) const WINDOWS: RangeInclusive<u64> =
     FIRST_WINDOW..=FIRST_WINDOW + VmBuilder::MAX_DEVICES as u64 * MmioTransport::SIZE - 1;
-/// Inputs of the IOAPIC that no legacy device takes. Devices beyond them share.
+/// Inputs of the IOAPIC that no legacy device takes. Devices beyond them share; the last is theirs in any case.
 const FIRST_GSI: u32 = 5;
 const LAST_GSI: u32 = 23;
 
@@ -35,15 +36,16 @@ pub(crate) struct Slot {
     place: VirtioMmio,
 }
 
-/// Gives each device its place, in order.
+/// Gives each device its place, in order, and an interrupt that is none of the `own` ones.
 pub(crate) fn place(
     devices: Vec<Box<dyn VirtioDevice>>,
     memory: &GuestMemoryMmap,
     lines: &Interrupts,
+    own: &OwnLines,
 ) -> io::Result<Vec<Slot>> {
     let addresses =
         (FIRST_WINDOW..).step_by(usize::try_from(MmioTransport::SIZE).unwrap_or(0x1000));
-    let interrupts = (FIRST_GSI..=LAST_GSI).cycle();
+    let interrupts = (FIRST_GSI..=LAST_GSI).filter(|gsi| !own.contains(*gsi)).cycle();
     let places = addresses.zip(interrupts);
     let slots = devices.into_iter().zip(places).map(|(device, (address, gsi))| {
         let line = lines.line(gsi)?;
@@ -196,7 +198,9 @@ mod tests {
         let a = Twin { tell: tell_b, told: told_a, ended: ended.clone() };
         let b = Twin { tell: tell_a, told: told_b, ended };
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
-        let slots = place(vec![Box::new(a), Box::new(b)], &memory, &Interrupts::new(true)).unwrap();
+        let devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(a), Box::new(b)];
+        let (lines, own) = (Interrupts::new(true), OwnLines::default());
+        let slots = place(devices, &memory, &lines, &own).unwrap();
         let transports = Transports::insert(slots, &mut Bus::new()).unwrap();
         // Status, features (only VERSION_1), status (virtio 1.2, 3.1.1 and 4.2.2).
         for (register, value) in

@@ -6,11 +6,17 @@ mod common;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use sparkler::{BuildError, BusDevice, Outcome, OwnDeviceError, ResetAction, RunError};
+use sparkler::virtio::rng::Rng;
+use sparkler::{
+    BuildError, BusDevice, Interrupt, InterruptLine, InterruptLineError, Outcome, OwnDeviceError,
+    ResetAction, RunError,
+};
 use sparkler_guest::exit_code;
 
-use crate::common::guest;
+use crate::common::{Captured, guest};
 
 /// Answers every read with the same byte and keeps what is written.
 struct Scribe {
@@ -106,4 +112,66 @@ fn a_place_that_is_taken_is_refused() {
     assert!(memory.to_string().contains("memory, from 0x0 to 0xffffff, is in"), "{memory}");
     let beyond = guest("").mmio_device(1 << 52..=1 << 52, Scribe::new(0)).build().unwrap_err();
     assert!(matches!(beyond, BuildError::OwnDevice(OwnDeviceError::Beyond { .. })), "{beyond}");
+}
+
+/// Until the guest has said `times` times that it waits for an interrupt.
+fn wait_for_guest(captured: &Captured, times: usize) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while captured.text().matches("waiting").count() < times {
+        assert!(Instant::now() < deadline, "{}", captured.text());
+        thread::sleep(Duration::from_millis(1)); // Not to take the processor from the guest.
+    }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn an_interrupt_line_interrupts_the_guest() {
+    for (gsi, acpi) in [(5, true), (22, true), (10, false)] {
+        let (line, captured) = (InterruptLine::new(), Captured::default());
+        let builder = guest(&format!("test=button gsi={gsi}")).console(captured.console());
+        let vm = builder.acpi(acpi).interrupt_line(gsi, &line).build().unwrap();
+        let running = vm.start().unwrap();
+        wait_for_guest(&captured, 1);
+        line.trigger().unwrap();
+        assert_eq!(running.wait(), Ok(Outcome::Exited(0)), "GSI {gsi}: {}", captured.text());
+    }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn an_interrupt_line_outlives_a_restart_and_waits_for_a_paused_machine() {
+    let (line, captured) = (InterruptLine::new(), Captured::default());
+    let builder = guest("test=button gsi=9").console(captured.console());
+    let builder = builder.interrupt_line(9, &line).on_reset(ResetAction::Restart);
+    let running = builder.build().unwrap().start().unwrap();
+    wait_for_guest(&captured, 1);
+    running.handle().reset().unwrap();
+    wait_for_guest(&captured, 2);
+    running.handle().pause().unwrap();
+    line.trigger().unwrap();
+    assert_eq!(running.wait_timeout(Duration::from_millis(50)), Ok(None));
+    running.handle().resume().unwrap();
+    assert_eq!(running.wait(), Ok(Outcome::Exited(0)));
+
+    // It is of one machine for good, and keeps nothing of that.
+    drop(running);
+    let _ = line.trigger();
+    let error = guest("").interrupt_line(9, &line).build().unwrap_err();
+    let connected = InterruptLineError::Connected { gsi: 9 };
+    assert!(
+        matches!(error, BuildError::InterruptLine(ref error) if *error == connected),
+        "{error}"
+    );
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn virtio_devices_keep_away_from_the_interrupts_of_lines() {
+    let lines: Vec<_> = InterruptLine::GSIS.map(|gsi| (gsi, InterruptLine::new())).collect();
+    // The guest knows no ACPI: it is told here where its devices are, and that they share what is left.
+    let announced = "virtio_mmio.device=4096@0xd0000000:23 virtio_mmio.device=4096@0xd0001000:23";
+    let builder = guest(&format!("test=rng {announced}"));
+    let builder = builder.device(Rng::new().unwrap()).device(Rng::new().unwrap());
+    let builder = lines.iter().fold(builder, |all, (gsi, line)| all.interrupt_line(*gsi, line));
+    assert_eq!(builder.build().unwrap().start().unwrap().wait(), Ok(Outcome::Exited(0)));
 }

@@ -32,15 +32,17 @@ impl VmBuilder {
         let threads = Arc::new(self.placement.resolve(count)?);
         let ranges = self.checked_ranges()?;
         self.own_devices.check(self.blueprint.acpi, &ranges)?;
+        self.own_lines.check()?;
         let shared = std::mem::take(&mut self.shared_regions);
         if self.blueprint.kernel.is_none() {
             return Err(BuildError::NoKernel);
         }
         let memory = self.blueprint.memory_backing.map(&ranges)?;
         let space = GuestSpace { memory, shared: SharedRegions::map(shared)?, ranges };
-        let lines = Lines::new(self.blueprint.acpi).map_err(KvmError::EventFd)?;
-        let slots = virtio_slots::place(devices, &space.memory, &lines.controllers)
-            .map_err(BuildError::VirtioDevice)?;
+        let lines = Lines::new(self.blueprint.acpi, &self.own_lines).map_err(KvmError::EventFd)?;
+        let slots =
+            virtio_slots::place(devices, &space.memory, &lines.controllers, &self.own_lines)
+                .map_err(BuildError::VirtioDevice)?;
         recorder.record(Milestone::MemoryMapped);
         let record = |milestone| recorder.record(milestone);
         let hardware = self.blueprint.boot(&space, &slots, &lines, record)?;
@@ -89,6 +91,7 @@ impl VmBuilder {
             // Unless the caller brought a clock.
             let _ = ports.insert(NoRtc::PORT.into(), NoRtc::LENGTH.into(), Arc::new(NoRtc));
         }
+        self.own_lines.connect(&lines.own)?;
         slots.iter().for_each(|slot| slot.report_panics(&control));
         // Kept only where it may be wanted again: there may be a large kernel in it.
         let restart = self.on_reset == ResetAction::Restart;

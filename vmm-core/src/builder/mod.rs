@@ -12,9 +12,10 @@ use sparkler_loader::{Initrd, Kernel};
 
 use crate::blueprint::Blueprint;
 use crate::cpu::{CpuTemplate, CpuidEntry};
+use crate::interrupt_line::OwnLines;
 use crate::own_devices::{AddressSpace, OwnDevices};
 use crate::restart::ResetAction;
-use crate::{Console, MemoryBacking, MemorySize, Placement, SharedRegion};
+use crate::{Console, InterruptLine, MemoryBacking, MemorySize, Placement, SharedRegion};
 
 /// Says what a machine shall be; [`build`](Self::build) makes it.
 ///
@@ -30,6 +31,7 @@ pub struct VmBuilder {
     console: Option<Console>,
     devices: Devices,
     own_devices: OwnDevices,
+    own_lines: OwnLines,
     on_reset: ResetAction,
 }
 
@@ -48,6 +50,7 @@ impl VmBuilder {
             console: None,
             devices: Devices::default(),
             own_devices: OwnDevices::default(),
+            own_lines: OwnLines::default(),
             on_reset: ResetAction::End,
         }
     }
@@ -127,7 +130,7 @@ impl VmBuilder {
         self
     }
 
-    /// The kernel's command line, see [`Cmdline`] for what it may hold.
+    /// The kernel's command line, see [`Cmdline`](crate::Cmdline) for what it may hold.
     pub fn cmdline(mut self, line: impl Into<String>) -> Self {
         self.blueprint.cmdline = line.into();
         self
@@ -232,6 +235,15 @@ impl VmBuilder {
         device: impl BusDevice + 'static,
     ) -> Self {
         self.own_devices.add(AddressSpace::Addresses, addresses, Arc::new(device));
+        self
+    }
+
+    /// Makes `line` the global system interrupt `gsi`, one of [`InterruptLine::GSIS`], for a device of your
+    /// own. The guest is told of it no more than of the device itself: that is between you and its driver, which
+    /// finds an edge-triggered, active-high input of the I/O APIC. In Linux,
+    /// `acpi_register_gsi(NULL, gsi, ACPI_EDGE_SENSITIVE, ACPI_ACTIVE_HIGH)` makes an interrupt number of it.
+    pub fn interrupt_line(mut self, gsi: u32, line: &InterruptLine) -> Self {
+        self.own_lines.add(gsi, line.clone());
         self
     }
 
