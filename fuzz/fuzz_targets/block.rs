@@ -12,6 +12,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
 use sparkler_devices::virtio::block::{Block, Disk, DiskHandle, EngineKind};
 use sparkler_devices::virtio::mock::MockDriver;
+use sparkler_fuzz::{cut, prolong};
 use vm_memory::{Bytes, GuestAddress};
 
 const OK: u8 = 0;
@@ -409,8 +410,11 @@ impl Bench {
         let mut broken = false;
         for (slot, request) in requests.iter().enumerate() {
             let prepared = self.model.prepare(request);
-            let readable = cut(prepared.readable.len(), &request.cuts);
-            let room = cut(prepared.room + usize::from(prepared.status), &request.room_cuts);
+            let readable = cut(prepared.readable.len(), request.cuts.map(usize::from));
+            let room = cut(
+                prepared.room + usize::from(prepared.status),
+                request.room_cuts.map(usize::from),
+            );
             if readable.is_empty() && room.is_empty() {
                 continue;
             }
@@ -487,39 +491,8 @@ impl Bench {
     }
 }
 
-/// The lengths of the buffers for so many bytes.
-fn cut(len: usize, cuts: &[u16]) -> Vec<usize> {
-    let mut left = len;
-    let mut pieces = Vec::new();
-    for &cut in cuts {
-        let piece = usize::from(cut).min(left);
-        if piece > 0 {
-            pieces.push(piece);
-            left -= piece;
-        }
-    }
-    if left > 0 {
-        pieces.push(left);
-    }
-    pieces
-}
-
-/// What the fuzzer chose, and then numbers without end that follow from it: a short input is a long
-/// run of requests too.
-fn prolong(chosen: &[u8]) -> Vec<u8> {
-    let mut state = chosen.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    });
-    let mut bytes = chosen.to_vec();
-    while bytes.len() < 8192 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        bytes.push((state >> 33) as u8);
-    }
-    bytes
-}
-
 fuzz_target!(|chosen: &[u8]| {
-    let bytes = prolong(chosen);
+    let bytes = prolong(chosen, 8192);
     let Ok(input) = Input::arbitrary(&mut Unstructured::new(&bytes)) else { return };
     let mut bench = Bench::new(&input);
     for step in &input.steps {

@@ -100,7 +100,8 @@ fuzz_target!(|input: Input| {
     let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 4 << 20)]).unwrap();
     let cmdline = Cmdline::new("console=ttyS0").unwrap();
     let initrd = input.has_initrd.then(|| Initrd::bytes(vec![1; 5000]));
-    let config = BootConfig { cmdline: &cmdline, initrd: initrd.as_ref(), rsdp: None, reserved: &[] };
+    let config =
+        BootConfig { cmdline: &cmdline, initrd: initrd.as_ref(), rsdp: None, reserved: &[] };
     let result = Kernel::bytes(file).load(&memory, &config);
     if is_valid {
         assert_eq!(result.expect("it is valid").instruction_pointer.0, LOAD_ADDRESS);

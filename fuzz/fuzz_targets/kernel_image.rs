@@ -90,7 +90,8 @@ fuzz_target!(|input: Input| {
     let regions = REGIONS.map(|(start, len)| (GuestAddress(start), len));
     let memory = GuestMemoryMmap::<()>::from_ranges(&regions).unwrap();
     let loaded_initrd = initrd.clone().map(Initrd::bytes);
-    let config = BootConfig { cmdline: &cmdline, initrd: loaded_initrd.as_ref(), rsdp: None, reserved: &[] };
+    let config =
+        BootConfig { cmdline: &cmdline, initrd: loaded_initrd.as_ref(), rsdp: None, reserved: &[] };
     let Ok(entry) = kernel.load(&memory, &config) else { return };
 
     let rip = entry.instruction_pointer.0;

@@ -16,6 +16,7 @@ use sparkler_devices::virtio::net::{
     BackendError, Frame, FrameHeader, Net, NetBackend, NetDevice, NetHandle, NetStats, Offloads,
     Room,
 };
+use sparkler_fuzz::{cut, prolong};
 use vm_memory::{Bytes, GuestAddress};
 
 const RX: u16 = 0;
@@ -308,7 +309,7 @@ impl Bench {
         for sent in batch {
             let frame = frame(sent.len.bytes(), sent.seed);
             let bytes = [&sent.header.bytes(), frame.as_slice()].concat();
-            heads.push(self.submit(TX, &bytes, &cut(bytes.len(), &sent.cuts), &[]));
+            heads.push(self.submit(TX, &bytes, &pieces(bytes.len(), &sent.cuts), &[]));
             if self.gone {
                 without_link += 1;
             } else if is_sound(sent.header.bytes(), frame.len(), self.offloads) {
@@ -433,7 +434,7 @@ impl Bench {
 
     fn command(&mut self, bytes: &[u8], cuts: &[u16], room: bool) -> Option<u8> {
         let room: &[usize] = if room { &[1] } else { &[] };
-        let buffer = self.submit(CONTROL, bytes, &cut(bytes.len(), cuts), room);
+        let buffer = self.submit(CONTROL, bytes, &pieces(bytes.len(), cuts), room);
         self.notify(CONTROL);
         assert_eq!(self.used(CONTROL), (buffer.head, room.len()));
         let answer = buffer.pieces.last().filter(|_| !room.is_empty()).map(|(address, _)| {
@@ -447,7 +448,7 @@ impl Bench {
 
     fn offer(&mut self, size: usize, cuts: &[u16]) {
         if self.descriptors() < 250 {
-            let room = cut(size, cuts);
+            let room = pieces(size, cuts);
             let buffer = self.submit(RX, &[], &[], &room);
             self.offered.push_back(buffer);
         }
@@ -523,39 +524,13 @@ fn wait_until(mut done: impl FnMut() -> bool) {
     }
 }
 
-/// The lengths of the buffers for so many bytes.
-fn cut(len: usize, cuts: &[u16]) -> Vec<usize> {
-    let mut left = len;
-    let mut pieces = Vec::new();
-    for &cut in cuts {
-        let piece = usize::from(cut % 2000).min(left);
-        if piece > 0 {
-            pieces.push(piece);
-            left -= piece;
-        }
-    }
-    if left > 0 {
-        pieces.push(left);
-    }
-    pieces
-}
-
-/// What the fuzzer chose, and then numbers without end that follow from it: a short input is a long
-/// run of steps too.
-fn prolong(chosen: &[u8]) -> Vec<u8> {
-    let mut state = chosen.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-    });
-    let mut bytes = chosen.to_vec();
-    while bytes.len() < 4096 {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        bytes.push((state >> 33) as u8);
-    }
-    bytes
+/// Of frames, the first buffers are short.
+fn pieces(len: usize, cuts: &[u16]) -> Vec<usize> {
+    cut(len, cuts.iter().map(|cut| usize::from(cut % 2000)))
 }
 
 fuzz_target!(|chosen: &[u8]| {
-    let bytes = prolong(chosen);
+    let bytes = prolong(chosen, 4096);
     let Ok(input) = Input::arbitrary(&mut Unstructured::new(&bytes)) else { return };
     let mut bench = Bench::new(&input);
     for step in &input.steps {

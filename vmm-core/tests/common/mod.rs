@@ -64,3 +64,29 @@ impl Write for Captured {
         Ok(())
     }
 }
+
+/// What a machine that stands still does meanwhile: what it counts, and where its threads are, twice. It
+/// tells a guest that waits for ever from one that runs in circles, and a lost notification (the device
+/// waits, the guest too) from either.
+pub(crate) fn what_moves(running: &sparkler::RunningVm) -> String {
+    let look = || {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten().map(|task| {
+            let read = |name| std::fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let stat = read("stat");
+            let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split(' ').collect();
+            // State, and ticks in user mode, in the kernel, in guests (proc(5)).
+            let of = |number: usize| *fields.get(number - 2).unwrap_or(&"?");
+            let (state, user, kernel, guest) = (of(3), of(14), of(15), of(43));
+            format!(
+                "{}: {state} {user} {kernel} {guest} {}\n",
+                read("comm").trim(),
+                read("wchan").trim()
+            )
+        });
+        format!("{:?}\n{}", running.stats(), threads.collect::<String>())
+    };
+    let before = look();
+    // Long enough for anything that moves to be seen to.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    format!("{before}5 s later:\n{}", look())
+}

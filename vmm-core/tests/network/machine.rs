@@ -10,6 +10,7 @@ use sparkler::virtio::block::Disk;
 use sparkler::virtio::net::Net;
 use sparkler::{Console, Outcome, RunningVm, VmBuilder};
 
+use crate::common;
 use crate::guest::{Job, debian, linux};
 use crate::host::{GUEST, GUEST6, HOST};
 
@@ -103,7 +104,11 @@ impl Machine {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
-                    panic!("the guest stood still before {beginning:?}: {}", self.said)
+                    panic!(
+                        "the guest stood still before {beginning:?}: {}\n{}",
+                        self.said,
+                        common::what_moves(&self.running)
+                    )
                 }
                 Err(RecvTimeoutError::Disconnected) => {
                     panic!("ended before {beginning:?}: {}", self.said)
