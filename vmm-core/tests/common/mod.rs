@@ -87,6 +87,6 @@ pub(crate) fn what_moves(running: &sparkler::RunningVm) -> String {
     };
     let before = look();
     // Long enough for anything that moves to be seen to.
-    std::thread::sleep(std::time::Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(5));
     format!("{before}5 s later:\n{}", look())
 }
