@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use sparkler::{
     BuildError, HugePageSize, MemoryBacking, MemoryError, MemorySize, Outcome, SharedRegion,
@@ -164,31 +165,37 @@ fn a_shared_region_that_is_cut_ends_its_guest_only() {
     assert!(matches!(outcome, Outcome::Crashed(_)), "{outcome}");
 }
 
-/// How many huge pages of 2 MiB the host's pool can still give.
-fn free_huge_pages() -> u64 {
+/// How many huge pages the host's pool can still give; none if it has no pool of this size.
+fn free_huge_pages(size: HugePageSize) -> Option<u64> {
+    let pool = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", size.as_bytes() >> 10);
     let number = |name| {
-        let path = format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}");
-        fs::read_to_string(path).unwrap().trim().parse::<u64>().unwrap()
+        let text = fs::read_to_string(Path::new(&pool).join(name)).ok()?;
+        Some(text.trim().parse::<u64>().unwrap())
     };
-    number("free_hugepages") - number("resv_hugepages")
+    Some(number("free_hugepages")? - number("resv_hugepages")?)
 }
 
 #[test]
 #[ignore = "needs /dev/kvm"]
 fn huge_pages_that_are_not_there_are_named() {
-    for memfd in [false, true] {
+    use HugePageSize::{OneGib, TwoMib};
+    for (page, memfd) in [(TwoMib, false), (TwoMib, true), (OneGib, false), (OneGib, true)] {
         let backing = if memfd { MemoryBacking::memfd() } else { MemoryBacking::private() };
-        let free = free_huge_pages();
-        let size = MemorySize::mib(2 * (free + 100));
-        let builder =
-            guest("").memory(size).memory_backing(backing.huge_pages(HugePageSize::TwoMib));
-        let error = refused(builder);
+        let free = free_huge_pages(page);
+        let size = MemorySize::bytes(page.as_bytes() * (free.unwrap_or(0) + 100));
+        let error = refused(guest("").memory(size).memory_backing(backing.huge_pages(page)));
         let text = error.to_string();
-        assert!(text.contains("vm.nr_hugepages"), "{text}");
-        let MemoryError::HugePages { needed, free: said, .. } = error else { panic!("{error}") };
-        assert_eq!((needed, said), (free + 100, free));
+        match (error, free) {
+            (MemoryError::HugePages { size, needed, free: said, .. }, Some(free)) => {
+                assert_eq!((size, needed, said), (page, free + 100, free));
+                let advice = if page == TwoMib { "vm.nr_hugepages=" } else { "hugepagesz=1G" };
+                assert!(text.contains(advice), "{text}");
+            }
+            (MemoryError::HugePageSize { size, .. }, None) => assert_eq!(size, page),
+            (error, _) => panic!("{error}"),
+        }
     }
-    let backing = MemoryBacking::private().huge_pages(HugePageSize::TwoMib);
+    let backing = MemoryBacking::private().huge_pages(TwoMib);
     let error = refused(guest("").memory(MemorySize::mib(5)).memory_backing(backing));
     assert!(matches!(error, MemoryError::Alignment { .. }), "{error}");
 }

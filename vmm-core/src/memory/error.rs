@@ -21,8 +21,9 @@ pub enum MemoryError {
     /// The pool of huge pages is too small.
     #[error(
         "guest memory needs {needed} huge pages of {size} and {free} are free: make room with \
-         `echo {target} >{}/nr_hugepages` (for the default size, `sysctl vm.nr_hugepages={target}`)",
-        pool.display()
+         `echo {target} >{}/nr_hugepages`{}",
+        pool.display(),
+        size.other_way(*target)
     )]
     HugePages {
         /// Their size.

@@ -45,6 +45,19 @@ impl HugePageSize {
         format!("/sys/kernel/mm/hugepages/hugepages-{}kB", self.as_bytes() >> 10).into()
     }
 
+    /// How else a pool gets `target` pages.
+    pub(super) fn other_way(self, target: u64) -> String {
+        match self {
+            Self::TwoMib => {
+                format!(" or, where 2 MiB is the default, `sysctl vm.nr_hugepages={target}`")
+            }
+            Self::OneGib => format!(
+                "; a host that has been up for long may not find whole GiB any more: then boot it with \
+                 `hugepagesz=1G hugepages={target}`"
+            ),
+        }
+    }
+
     /// Why the pool did not give `bytes`.
     pub(super) fn lacking(self, bytes: u64) -> MemoryError {
         let pool = self.pool();
