@@ -12,6 +12,7 @@ use crate::cpuid::TemplateArg;
 use crate::disk::DiskArg;
 use crate::memory::MemoryArg;
 use crate::net::NetArg;
+use crate::options::whole_number;
 use crate::report;
 
 const STYLES: Styles = Styles::styled()
@@ -134,7 +135,7 @@ pub(crate) struct RunArgs {
 
     /// Virtual CPUs
     #[arg(short = 'c', long, value_name = "N", default_value_t = 1, help_heading = "Machine")]
-    #[arg(allow_hyphen_values = true)]
+    #[arg(allow_hyphen_values = true, value_parser = whole_number::<u32>)]
     pub(crate) vcpus: u32,
 
     /// Where threads run: vCPU 0 on host CPU 2 is 0=2; vcpus=2-3; devices=0,1
@@ -146,6 +147,7 @@ pub(crate) struct RunArgs {
 
     /// Nice value of the machine's threads, -20 to 19
     #[arg(long, value_name = "N", allow_hyphen_values = true, help_heading = "Machine")]
+    #[arg(value_parser = whole_number::<i32>)]
     pub(crate) nice: Option<i32>,
 
     /// Processor that the guest sees: the host's, or what its vendor's servers have in common

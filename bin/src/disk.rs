@@ -7,6 +7,7 @@ use sparkler::virtio::block::{Disk, DiskError, RateLimit};
 use thiserror::Error;
 
 use crate::options::{BadValue, at_least_one, bytes, number, split};
+use crate::{disk_format, report};
 
 /// A disk as the command line says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +23,9 @@ pub(crate) struct DiskArg {
 
 impl DiskArg {
     pub(crate) fn open(&self) -> Result<Disk, DiskError> {
+        if let Some(doubt) = disk_format::doubt(&self.path) {
+            report::complain(&doubt);
+        }
         let disk = match self.read_only {
             true => Disk::open_read_only(&self.path),
             false => Disk::open(&self.path),

@@ -10,6 +10,7 @@ mod console;
 mod cpuid;
 mod demo;
 mod disk;
+mod disk_format;
 mod ending;
 mod escape;
 mod keyboard;

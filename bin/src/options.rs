@@ -36,8 +36,12 @@ pub(crate) fn split(text: &str) -> Vec<String> {
 }
 
 pub(crate) fn number<T: FromStr>(option: &'static str, value: &str) -> Result<T, BadValue> {
-    let right = "write a whole number that is not too large";
-    value.parse().map_err(|_| BadValue::new(option, value, right))
+    whole_number(value).map_err(|right| BadValue::new(option, value, right))
+}
+
+/// For flags that are a number by themselves.
+pub(crate) fn whole_number<T: FromStr>(text: &str) -> Result<T, &'static str> {
+    text.parse().map_err(|_| "write a whole number that is not too large")
 }
 
 /// A number of bytes, which is not 0.

@@ -67,7 +67,7 @@ fn sizes_that_are_no_sizes_are_refused() {
         run(sparkler(["run", &guest, "--memory", size])).assert_refused("--memory");
     }
     for count in ["x", "", "-1", "4294967296", "1.0"] {
-        run(sparkler(["run", &guest, "--vcpus", count])).assert_refused("--vcpus");
+        run(sparkler(["run", &guest, "--vcpus", count])).assert_refused("write a whole number");
     }
 }
 
@@ -123,6 +123,22 @@ fn initrds_that_cannot_be_read_are_refused_by_name() {
     for path in [&files.text("missing"), &files.text(""), &files.file("empty", b"")] {
         run(sparkler(["run", &guest, "--initrd", path])).assert_refused(path);
     }
+}
+
+#[test]
+fn a_disk_that_looks_like_another_format_is_told_of() {
+    let files = Files::new();
+    let guest = files.guest();
+    let mut image = b"QFI\xfb\0\0\0\x03".to_vec();
+    image.resize(4096, 0);
+    // Refused for another reason, so that no KVM is needed.
+    let refused = run(sparkler(["run", &guest, "-c", "0", "--disk", &files.file("image", &image)]));
+    let lines: Vec<_> = refused.stderr.lines().collect();
+    let [doubt, refusal] = lines[..] else { panic!("{refused:?}") };
+    assert!(doubt.contains("image begins like a qcow2 image and is taken as raw"), "{doubt}");
+    assert!(refusal.contains("0 vCPUs"), "{refusal}");
+    let raw = files.file("raw", &[0; 4096]);
+    run(sparkler(["run", &guest, "-c", "0", "--disk", &raw])).assert_refused("0 vCPUs");
 }
 
 #[test]
