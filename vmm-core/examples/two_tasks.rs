@@ -11,6 +11,7 @@
 //! stops both, and prints what each used.
 
 use std::error::Error;
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -62,11 +63,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("task {number} answers on port {port}: {}", answer.trim_end());
     }
     for Task { number, cpu, running, .. } in tasks {
+        let cpu_time = cpu_time(&name(number))?;
         running.handle().stop();
         let outcome = running.wait()?;
         let stats = running.stats();
         let (resident, exits) = (stats.memory_resident >> 20, stats.exits());
-        println!("task {number} on CPU {cpu}: {outcome}; {resident} MiB in use");
+        println!(
+            "task {number} on CPU {cpu}: {outcome}; {resident} MiB in use, {cpu_time:.1?} of CPU time"
+        );
         let exits = exits.iter().filter(|(_, count)| *count > 0);
         let exits: Vec<_> = exits.map(|(reason, count)| format!("{count} {reason}")).collect();
         println!("    exits: {}", exits.join(", "));
@@ -83,7 +87,7 @@ fn start(options: &Options, number: u16, cpu: u32, port: u16) -> Result<Task, Bo
     let placement = Placement::new().vcpus(cpus.clone()).devices(cpus);
     let vm = Vm::builder()
         .memory(MemorySize::gib(2))
-        .placement(placement.name_prefix(format!("task{number}-")))
+        .placement(placement.name_prefix(name(number)))
         .kernel(Kernel::file(&options.kernel)?)
         .initrd(Initrd::file(&options.initrd)?)
         .cmdline(format!("console=ttyS0 quiet panic=-1 root=/dev/vda ro task={number}"))
@@ -93,6 +97,26 @@ fn start(options: &Options, number: u16, cpu: u32, port: u16) -> Result<Task, Bo
         .net(Net::user().publish(Publish::new(port, 80)).start()?)
         .build()?;
     Ok(Task { number, cpu, port, running: vm.start()? })
+}
+
+/// What the threads of a machine are called, up to a slash.
+fn name(number: u16) -> String {
+    format!("task{number}")
+}
+
+/// How long the threads of a machine have run. They are this process's, and known by their names.
+fn cpu_time(machine: &str) -> io::Result<Duration> {
+    let mut nanoseconds = 0;
+    for task in fs::read_dir("/proc/self/task")? {
+        let task = task?.path();
+        // A thread may end meanwhile, and then has no files any more.
+        let file = |name| fs::read_to_string(task.join(name)).unwrap_or_default();
+        if file("comm").split_once('/').is_some_and(|(prefix, _)| prefix == machine) {
+            let running = file("schedstat").split(' ').next().and_then(|it| it.parse::<u64>().ok());
+            nanoseconds += running.unwrap_or(0);
+        }
+    }
+    Ok(Duration::from_nanos(nanoseconds))
 }
 
 /// Asks until there is an answer: a task takes its time to get ready, and has no other way to say so.

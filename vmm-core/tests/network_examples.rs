@@ -67,6 +67,7 @@ fn two_tasks_answer_and_are_stopped() {
         let cpu = number - 1;
         let end = format!("task {number} on CPU {cpu}: stopped");
         assert!(text.contains(&end), "no {end:?} in {text}");
+        assert!(!text.contains(", 0.0ns of CPU time"), "{text}");
     }
 }
 

@@ -47,10 +47,7 @@ pub enum NetError {
         name: String,
     },
     /// The interface is no tap, or not one of several queues.
-    #[error(
-        "{name} cannot be used with {queues} queues: it is no tap, or was not made for several \
-         queues (ip tuntap add dev {name} mode tap multi_queue)"
-    )]
+    #[error("{}", tap_kind(name, *queues))]
     TapKind {
         /// Its name.
         name: String,
@@ -101,4 +98,14 @@ pub enum NetError {
         /// What was asked for.
         mtu: u16,
     },
+}
+
+fn tap_kind(name: &str, queues: u16) -> String {
+    if queues == 1 {
+        return format!("{name} is no tap (ip tuntap add dev NAME mode tap makes one)");
+    }
+    format!(
+        "{name} cannot be used with {queues} queues: it is no tap, or was not made for several \
+         queues (ip tuntap add dev {name} mode tap multi_queue)"
+    )
 }

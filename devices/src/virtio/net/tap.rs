@@ -242,6 +242,7 @@ mod tests {
         assert!(of(libc::EPERM, 1).contains("ip tuntap add dev tap7 mode tap user USER)"));
         assert!(of(libc::EPERM, 2).contains("mode tap user USER multi_queue)"));
         assert!(of(libc::EBUSY, 1).contains("tap7 is in use"));
+        assert!(of(libc::EINVAL, 1).contains("tap7 is no tap"));
         assert!(of(libc::EINVAL, 2).contains("tap7 cannot be used with 2 queues"));
         assert!(of(libc::ENOMEM, 2).contains("TUNSETIFF failed"));
     }
