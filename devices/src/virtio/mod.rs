@@ -75,6 +75,7 @@
 
 pub mod block;
 mod chain;
+mod coalesce;
 mod config;
 mod counters;
 pub mod features;

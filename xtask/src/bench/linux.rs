@@ -26,6 +26,12 @@ pub(crate) struct DiskOptions {
     /// How long each job of fio runs
     #[arg(long, default_value_t = 4)]
     seconds: u32,
+    /// Only the rows whose name contains this, like "read, 32"
+    #[arg(long, default_value = "", hide_default_value = true)]
+    row: String,
+    /// Only the monitors whose name contains this
+    #[arg(long, default_value = "", hide_default_value = true)]
+    monitor: String,
 }
 
 #[derive(Args)]
@@ -40,8 +46,9 @@ pub(crate) struct NetOptions {
 
 /// Measures disks, and prints a table.
 pub(crate) fn disk(options: &DiskOptions) -> Result<ExitCode> {
-    let DiskOptions { runs, seconds } = options;
-    run("disk_linux", *runs, *seconds)
+    let DiskOptions { runs, seconds, row, monitor } = options;
+    let only = [format!("--row={row}"), format!("--monitor={monitor}")];
+    run("disk_linux", *runs, *seconds, &only)
 }
 
 /// Measures networks, and prints tables: of the built-in guest on this host, and of Linux.
@@ -53,17 +60,18 @@ pub(crate) fn net(options: &NetOptions) -> Result<ExitCode> {
         let status = frames.status().context("cannot run cargo")?;
         anyhow::ensure!(status.success(), "the bench of the built-in guest failed ({status})");
     }
-    run("net_linux", options.runs, options.seconds)
+    run("net_linux", options.runs, options.seconds, &[])
 }
 
-fn run(program: &str, runs: u32, seconds: u32) -> Result<ExitCode> {
+fn run(program: &str, runs: u32, seconds: u32, only: &[String]) -> Result<ExitCode> {
     setup::peers()?;
     let guest = Guest::prepare(Binary::Build)?;
     let mut build = cargo::cargo("build");
     build.args(["--release", "--target", LAB_TARGET, "--package", "sparkler-benches"]);
     let built = cargo::build("building the benchmark", build.args(["--bin", program]))?;
     let bench = built.first().context("cargo built no benchmark")?.executable.clone();
-    let words = [format!("--runs={runs}"), format!("--seconds={seconds}")];
+    let mut words = vec![format!("--runs={runs}"), format!("--seconds={seconds}")];
+    words.extend_from_slice(only);
     match Kvm::probe() {
         Kvm::Hardware => on_this_host(&guest, &bench, &words),
         Kvm::Pvm | Kvm::None => in_the_lab(guest, &bench, &words),

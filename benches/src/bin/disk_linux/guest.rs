@@ -42,9 +42,9 @@ pub(crate) struct Figures {
     pub(crate) cpu_microseconds: f64,
 }
 
-/// The script that does all jobs, one after another, on `/dev/vdb`. The counters on this side are read
-/// at "begin" and "end"; nothing is printed between them.
-pub(crate) fn script(seconds: u32) -> String {
+/// The script that does the jobs of `rows`, one after another, on `/dev/vdb`. The counters on this side
+/// are read at "begin" and "end"; nothing is printed between them.
+pub(crate) fn script(rows: &[&Row], seconds: u32) -> String {
     let mut script = String::from(
         r#"
 device=$(basename $(readlink /sys/block/vdb/device))
@@ -62,7 +62,7 @@ job() {
 }
 "#,
     );
-    for Row { pattern, block_kib, depth, .. } in &ROWS {
+    for Row { pattern, block_kib, depth, .. } in rows {
         script += &format!(
             "job --name=job --filename=/dev/vdb --direct=1 --ioengine=libaio --thread --minimal \
              --norandommap --gtod_reduce=1 --time_based --runtime={seconds} --rw={pattern} \
@@ -77,30 +77,35 @@ pub(crate) type Measured = Vec<(&'static str, Figures)>;
 
 /// Runs the jobs in a machine, with its console on standard output. Ends a machine of which nothing is
 /// heard for so long that it must have lost an interrupt.
-pub(crate) fn run(mut monitor: Command, patience: Duration) -> Result<Measured> {
+pub(crate) fn run(mut monitor: Command, rows: &[&Row], patience: Duration) -> Result<Measured> {
     let source = Source::before_start()?;
     let name = monitor.get_program().display().to_string();
     let child = monitor.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| format!("{name}: {error}"))?;
     let source = source.started(child.id());
-    let measured = follow(&mut child, &source, patience);
+    let measured = follow(&mut child, &source, rows, patience);
     // It may have ended by itself.
     child.kill()?;
     child.wait()?;
     measured.map_err(|error| format!("{name}: {error}").into())
 }
 
-fn follow(child: &mut Child, source: &Source, patience: Duration) -> Result<Measured> {
+fn follow(
+    child: &mut Child,
+    source: &Source,
+    rows: &[&Row],
+    patience: Duration,
+) -> Result<Measured> {
     let console = child.stdout.take().ok_or("no console")?;
     let (sender, lines) = channel();
     thread::spawn(move || {
         BufReader::new(console).lines().map_while(io::Result::ok).try_for_each(|it| sender.send(it))
     });
     let (mut begin, mut end) = (Counters::default(), Counters::default());
-    let mut rows = ROWS.iter();
+    let mut rest = rows.iter();
     let (mut measured, mut said) = (Vec::new(), String::new());
     // Not until it ends: a machine that reboots by its firmware begins anew.
-    while measured.len() < ROWS.len() {
+    while measured.len() < rows.len() {
         let line = match lines.recv_timeout(patience) {
             Ok(line) => line,
             Err(RecvTimeoutError::Disconnected) => break,
@@ -113,13 +118,13 @@ fn follow(child: &mut Child, source: &Source, patience: Duration) -> Result<Meas
             ("begin", _) => begin = source.read()?,
             ("end", _) => end = source.read()?,
             ("result", result) => {
-                let row = rows.next().ok_or("more results than jobs")?;
+                let row = rest.next().ok_or("more results than jobs")?;
                 measured.push((row.name, figures(row, begin, end, result)?));
             }
             _ => said += &format!("\n  {line}"),
         }
     }
-    match rows.next() {
+    match rest.next() {
         None => Ok(measured),
         Some(row) => Err(format!("no result of {:?}; the guest said:{said}", row.name).into()),
     }

@@ -33,31 +33,32 @@ const SIZE: usize = 256 << 20;
 
 fn main() -> Result<()> {
     let (mut runs, mut seconds) = (3, 4);
+    let (mut row, mut monitor) = (String::new(), String::new());
     for argument in std::env::args().skip(1) {
         match argument.split_once('=') {
             Some(("--runs", count)) => runs = count.parse()?,
             Some(("--seconds", count)) => seconds = count.parse()?,
-            _ => {
-                return Err(
-                    format!("no flag {argument}; there are --runs=N and --seconds=N").into()
-                );
-            }
+            Some(("--row", part)) => part.clone_into(&mut row),
+            Some(("--monitor", part)) => part.clone_into(&mut monitor),
+            _ => return Err(format!("no flag {argument}").into()),
         }
     }
+    let rows: Vec<&Row> = ROWS.iter().filter(|it| it.name.contains(&row)).collect();
+    let mut monitors = Monitor::all();
+    monitors.retain(|it| it.to_string().contains(&monitor));
     let folder = tempfile::tempdir()?;
     let image = tempfile::Builder::new().prefix("disk-").tempfile_in("/dev/shm")?;
     fill(image.path())?;
     let job = folder.path().join("job");
-    fs::write(&job, guest::script(seconds))?;
+    fs::write(&job, guest::script(&rows, seconds))?;
     let files = Files::new(folder.path(), image.path(), &job)?;
 
     let patience = Duration::from_secs(60 + 2 * u64::from(seconds));
-    let monitors = Monitor::all();
     let mut figures: BTreeMap<(&str, Monitor), Vec<Figures>> = BTreeMap::new();
     for run in 1..=runs {
         for monitor in &monitors {
             eprintln!("run {run} of {runs}: {monitor}");
-            let measured = match guest::run(monitor.command(&files)?, patience) {
+            let measured = match guest::run(monitor.command(&files)?, &rows, patience) {
                 Ok(measured) => measured,
                 // The others can still be compared, and it has further runs.
                 Err(error) => {
@@ -65,7 +66,7 @@ fn main() -> Result<()> {
                     continue;
                 }
             };
-            if let Some(row) = ROWS.get(measured.len()) {
+            if let Some(row) = rows.get(measured.len()) {
                 println!("{monitor} stood still at {:?} and was ended", row.name);
             }
             for (row, measured) in measured {
@@ -79,7 +80,7 @@ fn main() -> Result<()> {
         "{:22} {:24} {:>9} {:>6} {:>8} {:>10} {:>8}",
         "", "", "", "ratio", "exits", "interrupts", "CPU µs"
     );
-    for row in &ROWS {
+    for row in &rows {
         print_row(row, &monitors, &figures);
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
 
+use super::super::coalesce::Coalescing;
 use super::super::{Chain, DeviceError, Queue, Session};
 use super::rate_limit::Limiter;
 use super::requests::{Done, Requests};
@@ -13,8 +14,8 @@ use super::{Block, has};
 
 /// The most requests in flight at once.
 const MAX_IN_FLIGHT: u16 = 1024;
-/// How many requests start before the driver hears of those that have ended.
-const BATCH: usize = 32;
+/// How many requests start before the driver may hear of those that have ended.
+const BATCH: u32 = 32;
 
 /// Serves the disk until the session ends.
 pub(super) fn run(block: &mut Block, session: &mut Session) -> Result<(), DeviceError> {
@@ -30,8 +31,19 @@ pub(super) fn run(block: &mut Block, session: &mut Session) -> Result<(), Device
     let slots = queues.iter().fold(0u16, |sum, queue| sum.saturating_add(queue.size()));
     let requests = disk.requests(features, slots.min(MAX_IN_FLIGHT))?;
     let (turn, pushed, parked, state) = (0, 0, None, &*state);
-    let mut worker =
-        Worker { session, queues, turn, pushed, requests, limiter, parked, cache, state };
+    let coalescing = Coalescing::new();
+    let mut worker = Worker {
+        session,
+        queues,
+        turn,
+        pushed,
+        coalescing,
+        requests,
+        limiter,
+        parked,
+        cache,
+        state,
+    };
     let result = worker.serve();
     // Whatever happened: no operation may touch guest memory after the session.
     let drained = worker.requests.drain();
@@ -80,6 +92,7 @@ struct Worker<'a> {
     turn: usize,
     /// The queues that were given something back which the driver was not told of, as a mask.
     pushed: u16,
+    coalescing: Coalescing,
     requests: Requests<'a>,
     limiter: &'a mut Option<Limiter>,
     parked: Option<Parked>,
@@ -99,37 +112,57 @@ impl Worker<'_> {
             if self.state.take_changed() {
                 self.session.config_changed()?;
             }
-            self.work()?;
+            let worked = self.work()?;
             if self.session.is_stopping() {
                 return Ok(());
             }
-            if self.parked.is_none() && self.requests.has_room() && self.more_came()? {
-                continue;
+            let open = self.parked.is_none() && self.requests.has_room();
+            let hold = if open && !self.session.is_pausing() {
+                self.coalescing.wait(worked, Instant::now())
+            } else {
+                None
+            };
+            // Without notifications the driver offers more sooner: they are asked for when it is told.
+            if hold.is_none() {
+                self.notify()?;
+                if open && self.more_came()? {
+                    continue;
+                }
             }
-            self.session.set_busy(!self.requests.is_idle());
-            let now = Instant::now();
-            let timeout =
-                self.parked.as_ref().map(|parked| parked.until.saturating_duration_since(now));
-            let completions = self.requests.engine().completion_fd();
-            if !self.session.wait(completions.as_slice(), timeout)? {
+            if !self.wait(hold)? {
                 return Ok(());
             }
         }
     }
 
-    /// Starts requests and gives them back for as long as there are any.
-    fn work(&mut self) -> Result<(), DeviceError> {
+    /// Waits until there may be something to do, or for `hold` at most. `false`: the session ends.
+    fn wait(&mut self, hold: Option<Duration>) -> Result<bool, DeviceError> {
+        self.session.set_busy(!self.requests.is_idle());
+        let now = Instant::now();
+        let parked = self.parked.as_ref().map(|parked| parked.until.saturating_duration_since(now));
+        let completions = self.requests.engine().completion_fd();
+        Ok(self.session.wait(completions.as_slice(), hold.or(parked))?)
+    }
+
+    /// Starts requests and gives them back for as long as there are any. Whether there were any.
+    fn work(&mut self) -> Result<bool, DeviceError> {
         for queue in &mut self.queues {
             queue.disable_notifications()?;
         }
+        let mut worked = false;
         loop {
             let started = self.start_batch()?;
             self.requests.submit()?;
             let ended = self.give_back()?;
-            self.notify()?;
-            if self.session.is_stopping() || !(started || ended) {
-                return Ok(());
+            let now = Instant::now();
+            self.coalescing.looked(started, now);
+            if self.coalescing.is_due(now) {
+                self.notify()?;
             }
+            if self.session.is_stopping() || started == 0 && !ended {
+                return Ok(worked);
+            }
+            worked = true;
         }
     }
 
@@ -143,15 +176,15 @@ impl Worker<'_> {
     }
 
     /// Starts requests and gives each back as soon as it ends: a driver that is at it anyway can go on
-    /// with it at once, the interrupt comes later. Whether any started.
-    fn start_batch(&mut self) -> Result<bool, DeviceError> {
+    /// with it at once, the interrupt comes later. How many started.
+    fn start_batch(&mut self) -> Result<u32, DeviceError> {
         for started in 0..BATCH {
             if !self.requests.has_room() || !self.start_one()? {
-                return Ok(started > 0);
+                return Ok(started);
             }
             self.give_back()?;
         }
-        Ok(true)
+        Ok(BATCH)
     }
 
     /// `Ok(false)`: there is no request, or the rate limit holds it back.
@@ -204,6 +237,7 @@ impl Worker<'_> {
         while let Some(Done { chain, written }) = self.requests.next_done() {
             went_on = true;
             self.pushed |= mask(chain.queue);
+            self.coalescing.answered();
             if let Some(queue) = self.queues.iter_mut().find(|queue| queue.index() == chain.queue) {
                 queue.push(chain, written)?;
             }
@@ -213,6 +247,7 @@ impl Worker<'_> {
 
     /// Tells the driver of all that was given back, with one interrupt at most for each queue.
     fn notify(&mut self) -> Result<(), DeviceError> {
+        self.coalescing.told();
         let pushed = std::mem::take(&mut self.pushed);
         for queue in self.queues.iter_mut().filter(|queue| pushed & mask(queue.index()) != 0) {
             queue.notify()?;
