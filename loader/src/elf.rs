@@ -324,25 +324,26 @@ impl Segment {
         may_map: bool,
     ) -> io::Result<()> {
         let end = self.start.saturating_add(self.file_size);
-        let Some(pages) = pages else { return self.copy(image, memory, self.start, end) };
+        let copy = |start, end| self.copy(image, (memory, pages), start, end);
+        let Some(pages) = pages else { return copy(self.start, end) };
         let (first, last) = (self.start.next_multiple_of(PAGE), end & !(PAGE - 1));
         let aligned = self.start % PAGE == self.offset % PAGE;
         if may_map && aligned && last.saturating_sub(first) >= LEAST_MAPPED {
             let offset = self.offset.saturating_add(first - self.start);
             if image.map_to(offset, last - first, pages, GuestAddress(first))? {
-                self.copy(image, memory, self.start, first)?;
-                return self.copy(image, memory, last, end);
+                copy(self.start, first)?;
+                return copy(last, end);
             }
         }
         pages.will_fill(GuestAddress(self.start), self.file_size);
-        self.copy(image, memory, self.start, end)
+        copy(self.start, end)
     }
 
     /// Copies what belongs to `start..end` in guest memory.
     fn copy<M: GuestMemoryBackend>(
         &self,
         image: &Image,
-        memory: &M,
+        memory: (&M, Option<&dyn MapPages>),
         start: u64,
         end: u64,
     ) -> io::Result<()> {

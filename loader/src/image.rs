@@ -106,6 +106,9 @@ enum Source {
 /// Small enough to stay in the CPU's cache.
 const COPY_BUFFER: usize = 64 << 10;
 
+/// A few milliseconds' worth, after which it is asked whether the rest is still wanted.
+const COPY_PART: usize = 8 << 20;
+
 impl Image {
     pub(crate) fn file(path: &Path) -> Result<Self, ImageError> {
         let name = ImageName::Path(path.to_owned());
@@ -236,8 +239,26 @@ impl Image {
         }
     }
 
-    /// Copies `len` bytes from `offset` on to guest memory at `address`.
+    /// Copies `len` bytes from `offset` on to guest memory at `address`, unless `pages` give up.
     pub(crate) fn copy_to<M: GuestMemoryBackend>(
+        &self,
+        offset: u64,
+        len: usize,
+        (memory, pages): (&M, Option<&dyn MapPages>),
+        address: GuestAddress,
+    ) -> io::Result<()> {
+        let mut done = 0;
+        while done < len {
+            map::check_wanted(pages)?;
+            let part = (len - done).min(COPY_PART);
+            let (offset, address) = (offset + done as u64, address.unchecked_add(done as u64));
+            self.copy_part(offset, part, memory, address)?;
+            done += part;
+        }
+        Ok(())
+    }
+
+    fn copy_part<M: GuestMemoryBackend>(
         &self,
         offset: u64,
         len: usize,

@@ -8,6 +8,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::error::LoadError;
 use crate::image::{Image, ImageError};
+use crate::map::MapPages;
 
 /// The kernel's page size, to which the initrd is aligned.
 const PAGE_SIZE: u64 = 0x1000;
@@ -67,7 +68,7 @@ impl Initrd {
 
     pub(crate) fn load<M: GuestMemoryBackend>(
         &self,
-        memory: &M,
+        memory: (&M, Option<&dyn MapPages>),
         address: u64,
     ) -> Result<(), LoadError> {
         // It fits, since it was placed in memory.

@@ -19,7 +19,7 @@ use crate::error::LoadError;
 use crate::image::{Image, ImageError};
 use crate::initrd::Initrd;
 use crate::layout::{BOOT_PARAMS, COMMAND_LINE, HOLE_START, PVH_START_INFO};
-use crate::map::MapPages;
+use crate::map::{self, MapPages};
 use crate::{boot_params, e820, pvh};
 
 /// A kernel image: an ELF file (`vmlinux`) or a bzImage (`vmlinuz`), told apart by its content.
@@ -159,7 +159,8 @@ impl Kernel {
         self.load_with(memory, config, None)
     }
 
-    /// As [`load`](Self::load), with `pages` to prepare guest memory, and to map what can be mapped.
+    /// As [`load`](Self::load), with `pages` to prepare guest memory, to map what can be mapped, and to give up
+    /// when nobody wants the machine any more.
     ///
     /// # Errors
     ///
@@ -179,7 +180,7 @@ impl Kernel {
                 let entry = elf.entry(self.protocol).map_err(error)?;
                 let info = BootInfo::new(memory, config, elf.end(), u64::MAX)?;
                 elf.load(&self.image, memory, pages, self.may_be_mapped()).map_err(error)?;
-                info.write(memory, config, entry, None)
+                info.write((memory, pages), config, entry, None)
             }
         }
     }
@@ -203,13 +204,13 @@ impl Kernel {
         });
         let mut sink = |bytes: &[u8]| {
             stream.push(bytes, &elf_error);
-            Ok(())
+            map::check_wanted(pages)
         };
         payload.unpack(&self.image, &mut sink).map_err(|source| self.bzimage_error(source))?;
         let elf = stream.finish(&elf_error)?;
         let entry = elf.entry(self.protocol).map_err(elf_error)?;
         let info = info.ok_or(elf_error(ElfError::NoSegments))?;
-        info.write(memory, config, entry, Some(bzimage.header()))
+        info.write((memory, pages), config, entry, Some(bzimage.header()))
     }
 
     /// Loads the ELF file that was in a bzImage.
@@ -226,7 +227,7 @@ impl Kernel {
         let entry = elf.entry(self.protocol).map_err(error)?;
         let info = self.boot_info(bzimage, &elf, memory, config)?;
         elf.load(&self.image, memory, pages, self.may_be_mapped()).map_err(error)?;
-        info.write(memory, config, entry, Some(bzimage.header()))
+        info.write((memory, pages), config, entry, Some(bzimage.header()))
     }
 
     fn boot_info<M: GuestMemoryBackend>(
@@ -337,13 +338,13 @@ impl BootInfo {
 
     fn write<M: GuestMemoryBackend>(
         &self,
-        memory: &M,
+        (memory, pages): (&M, Option<&dyn MapPages>),
         config: &BootConfig<'_>,
         (protocol, entry): (Protocol, u64),
         header: Option<setup_header>,
     ) -> Result<Entry, LoadError> {
         if let (Some(initrd), Some((address, _))) = (config.initrd, self.initrd) {
-            initrd.load(memory, address)?;
+            initrd.load((memory, pages), address)?;
         }
         memory.write_slice(&config.cmdline.to_bytes_with_nul(), COMMAND_LINE).map_err(
             |source| LoadError::Memory {

@@ -32,6 +32,19 @@ pub trait MapPages {
         address: GuestAddress,
         length: u64,
     ) -> io::Result<bool>;
+
+    /// Whether nobody wants the machine any more. Asked every few milliseconds; loading then ends with an error.
+    fn is_given_up(&self) -> bool {
+        false
+    }
+}
+
+/// Ends a loading that was given up.
+pub(crate) fn check_wanted(pages: Option<&dyn MapPages>) -> io::Result<()> {
+    if pages.is_some_and(MapPages::is_given_up) {
+        return Err(io::Error::new(io::ErrorKind::Interrupted, "loading was given up"));
+    }
+    Ok(())
 }
 
 /// A file in memory (memfd) with these bytes, which nobody can change any more, us included.

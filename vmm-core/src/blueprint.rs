@@ -62,19 +62,20 @@ impl Blueprint {
     }
 
     /// Loads the kernel into memory, which is fresh, and makes KVM's part of the machine, which is ready to
-    /// run then.
+    /// run then. Gives up, with some error, if `has_ended`.
     pub(crate) fn boot(
         &self,
         space: &GuestSpace,
         slots: &[Slot],
         lines: &Lines,
         record: impl Fn(Milestone) + Sync,
+        has_ended: &dyn Fn() -> bool,
     ) -> Result<Hardware, BuildError> {
         let kernel = self.kernel.as_ref().ok_or(BuildError::NoKernel)?;
         let count = self.checked_vcpus()?;
         let cmdline = self.whole_cmdline(slots)?;
         let load = || {
-            let entry = self.load(kernel, &cmdline, space, count, slots);
+            let entry = self.load(kernel, &cmdline, space, (count, slots), has_ended);
             record(Milestone::KernelLoaded);
             entry
         };
@@ -164,8 +165,8 @@ impl Blueprint {
         kernel: &Kernel,
         cmdline: &Cmdline,
         space: &GuestSpace,
-        vcpus: u8,
-        slots: &[Slot],
+        (vcpus, slots): (u8, &[Slot]),
+        has_ended: &dyn Fn() -> bool,
     ) -> Result<Entry, BuildError> {
         let GuestSpace { memory, ranges, .. } = space;
         let apic_ids = x86_64::apic_ids(vcpus);
@@ -180,10 +181,10 @@ impl Blueprint {
         x86_64::write_reset_vector(memory).map_err(BuildError::BootState)?;
         let reserved = &ranges.reserved();
         let config = BootConfig { cmdline, initrd: self.initrd.as_ref(), rsdp, reserved };
-        let huge = self.memory_backing.allows_transparent_huge_pages();
-        let pages = KernelPages { memory, huge };
-        let pages = self.memory_backing.may_be_replaced().then_some(&pages as _);
-        Ok(kernel.load_with(memory, &config, pages)?)
+        let replace = self.memory_backing.may_be_replaced();
+        let huge = replace && self.memory_backing.allows_transparent_huge_pages();
+        let pages = KernelPages { memory, huge, replace, has_ended };
+        Ok(kernel.load_with(memory, &config, Some(&pages))?)
     }
 }
 

@@ -68,9 +68,12 @@ impl Machine {
         if has_ended() {
             return Ok(());
         }
-        let hardware = blueprint
-            .boot(&self.space, self.virtio.slots(), &self.lines, |_| {})
-            .map_err(failed)?;
+        let slots = self.virtio.slots();
+        let hardware = match blueprint.boot(&self.space, slots, &self.lines, |_| {}, has_ended) {
+            Ok(hardware) => hardware,
+            Err(_) if has_ended() => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
         for (vcpu, new) in vcpus.iter_mut().zip(hardware.vcpus) {
             **vcpu = Some(new);
         }

@@ -12,6 +12,7 @@
 mod boot_info;
 mod bzimage;
 mod elf;
+mod given_up;
 mod images;
 mod mapped;
 mod support;

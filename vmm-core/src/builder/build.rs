@@ -45,7 +45,7 @@ impl VmBuilder {
                 .map_err(BuildError::VirtioDevice)?;
         recorder.record(Milestone::MemoryMapped);
         let record = |milestone| recorder.record(milestone);
-        let hardware = self.blueprint.boot(&space, &slots, &lines, record)?;
+        let hardware = self.blueprint.boot(&space, &slots, &lines, record, &|| false)?;
         let control = Arc::new(Control::new(count, recorder).map_err(KvmError::EventFd)?);
         slots.iter().for_each(|slot| slot.place_threads(&threads));
         self.assemble(hardware, space, slots, lines, threads, control)

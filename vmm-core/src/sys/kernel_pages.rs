@@ -12,6 +12,9 @@ pub(crate) struct KernelPages<'a> {
     pub(crate) memory: &'a GuestMemoryMmap,
     /// Whether huge pages may be formed.
     pub(crate) huge: bool,
+    /// Whether pages may be replaced by those of a file.
+    pub(crate) replace: bool,
+    pub(crate) has_ended: &'a dyn Fn() -> bool,
 }
 
 impl MapPages for KernelPages<'_> {
@@ -45,7 +48,7 @@ impl MapPages for KernelPages<'_> {
     ) -> io::Result<bool> {
         let Some((region, start)) = self.memory.to_region_addr(address) else { return Ok(false) };
         let end = start.0.checked_add(length).filter(|&end| end <= region.len());
-        if end.is_none() || !is_plain(region) {
+        if end.is_none() || !self.replace || !is_plain(region) {
             return Ok(false);
         }
         let place = region.get_host_address(start).map_err(io::Error::other)?;
@@ -58,6 +61,10 @@ impl MapPages for KernelPages<'_> {
             std::mem::forget(self.memory.clone());
         }
         mapped.map(|()| true)
+    }
+
+    fn is_given_up(&self) -> bool {
+        (self.has_ended)()
     }
 }
 
@@ -135,7 +142,8 @@ mod tests {
         let named = tempfile::NamedTempFile::new().unwrap();
         named.as_file().set_len(4096).unwrap();
         let write_only = File::options().write(true).open(named.path()).unwrap();
-        let pages = KernelPages { memory: &memory, huge: false };
+        let pages =
+            KernelPages { memory: &memory, huge: false, replace: true, has_ended: &|| false };
         let error = pages.map(write_only.as_fd(), 0, address, 4096).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EACCES));
         assert_eq!(memory.read_obj::<u8>(address).unwrap(), 0x5a);
