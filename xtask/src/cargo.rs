@@ -36,6 +36,8 @@ pub(crate) struct Workspace {
     pub(crate) target: PathBuf,
     /// The packages that get published, by name.
     pub(crate) published: Vec<String>,
+    /// Those of them that others build on.
+    pub(crate) libraries: Vec<String>,
     /// Their version: they are published together.
     pub(crate) version: String,
     /// The oldest compiler that they promise to build with.
@@ -65,6 +67,10 @@ impl Workspace {
             target: text(metadata, "target_directory")?.into(),
             msrv: published.iter().find_map(|package| text(package, "rust_version"))?,
             version: published.iter().find_map(|package| text(package, "version"))?,
+            libraries: {
+                let libraries = published.iter().filter(|package| is_library(package));
+                libraries.filter_map(|package| text(package, "name")).collect()
+            },
             published: published.iter().filter_map(|package| text(package, "name")).collect(),
         })
     }
@@ -73,6 +79,11 @@ impl Workspace {
     pub(crate) fn lab(&self) -> PathBuf {
         self.target.join("lab")
     }
+}
+
+fn is_library(package: &Value) -> bool {
+    let mut targets = package.get("targets").and_then(Value::as_array).into_iter().flatten();
+    targets.any(|target| target.get("kind") == Some(&serde_json::json!(["lib"])))
 }
 
 /// A file that cargo built.

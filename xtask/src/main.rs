@@ -34,8 +34,8 @@ enum Task {
     Test(test::Options),
     /// Measure boots next to the bare-KVM floor and to other monitors, and write a report
     Bench(bench::Options),
-    /// Check licences, sources and advisories of the dependencies
-    Audit,
+    /// Check licences, sources and advisories of the dependencies, and the public interface against a release
+    Audit(audit::Options),
     /// Build a small kernel for microVMs from Debian's sources
     Kernel(kernel::Options),
     /// Run a command, or a shell, on a host with hardware-like KVM that QEMU emulates
@@ -47,7 +47,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(),
         Task::Test(options) => test::run(&options),
         Task::Bench(options) => bench::run(&options),
-        Task::Audit => audit::run(),
+        Task::Audit(options) => audit::run(&options),
         Task::Kernel(options) => kernel::run(&options),
         Task::Lab(options) => return lab::run(&options),
     };

@@ -139,6 +139,17 @@ pub(crate) fn cargo_deny() -> Result<()> {
     Ok(())
 }
 
+/// What compares the public interface with that of a release.
+pub(crate) fn cargo_semver_checks() -> Result<()> {
+    if succeeds(Command::new("cargo").args(["semver-checks", "--version"])) {
+        return Ok(());
+    }
+    let mut install = Command::new("cargo");
+    let install = install.args(["install", "cargo-semver-checks", "--locked"]);
+    step::run("installing cargo-semver-checks, which takes ten minutes and more", install)?;
+    Ok(())
+}
+
 /// A Rust toolchain by name, installed by rustup if it is not there.
 pub(crate) fn rust_toolchain(name: &str) -> Result<()> {
     if succeeds(Command::new("rustup").args(["run", name, "cargo", "--version"])) {
