@@ -10,7 +10,7 @@ use sparkler::virtio::Waker;
 use sparkler::virtio::net::{BackendError, Frame, FrameHeader, Net, NetBackend, Room};
 use sparkler::{Console, Kernel, MemorySize, Outcome, RunningVm, Vm};
 
-const FRAMES: u32 = 10_000;
+const FRAMES: u32 = 2_000;
 
 /// What a machine may leave unread before the switch drops further frames for it.
 const MOST_BYTES: usize = 4 << 20;
@@ -137,7 +137,7 @@ fn start(net: Net, role: &str) -> Result<RunningVm, Box<dyn Error>> {
     Ok(vm.start()?)
 }
 
-fn main() -> Result<(), Box<dyn Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn Error>> {
     let switch = Switch::default();
     let (one, other) = (switch.plug(), switch.plug());
     let handles = [one.handle(), other.handle()];

@@ -6,6 +6,8 @@
 mod custom_device;
 #[path = "../examples/pool.rs"]
 mod pool;
+#[path = "../examples/switch.rs"]
+mod switch;
 
 #[test]
 #[ignore = "needs /dev/kvm"]
@@ -17,4 +19,10 @@ fn custom_device_runs() {
 #[ignore = "needs /dev/kvm"]
 fn pool_runs() {
     pool::main().unwrap();
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn switch_runs() {
+    switch::main().unwrap();
 }
