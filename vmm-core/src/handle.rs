@@ -33,6 +33,24 @@ use crate::machine::Machine;
 ///
 /// A handle may outlive the machine. All that it then still holds of it is one file descriptor and some memory
 /// for its outcome and timeline.
+///
+/// ```no_run
+/// use std::thread;
+/// use std::time::Duration;
+/// use sparkler::{Kernel, Vm};
+///
+/// let running = Vm::builder().kernel(Kernel::file("/boot/vmlinuz")?).build()?.start()?;
+/// let handle = running.handle();
+/// // Five seconds after it was asked to, the guest is switched off if it has not done so by itself.
+/// thread::spawn(move || {
+///     if handle.shutdown().is_ok() {
+///         thread::sleep(Duration::from_secs(5));
+///     }
+///     handle.stop();
+/// });
+/// println!("{}", running.wait()?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct VmHandle {
     control: Arc<Control>,

@@ -15,6 +15,23 @@ use crate::{Outcome, RunError, Stats, Timeline, VmHandle};
 ///
 /// Dropping it stops the guest, whatever it does, and joins the machine's threads, within a second. Where one
 /// of these threads drops it, in a device of the caller's own, they end by themselves soon after.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use sparkler::{Kernel, Outcome, Vm};
+///
+/// let vm = Vm::builder().kernel(Kernel::file("/boot/vmlinuz")?).build()?;
+/// let running = vm.start()?;
+/// match running.wait_timeout(Duration::from_secs(10))? {
+///     Some(Outcome::Exited(code)) => println!("the guest's exit code is {code}"),
+///     Some(Outcome::Crashed(crash)) => println!("{crash}"),
+///     Some(outcome) => println!("{outcome}"),
+///     None => println!("{} bytes of memory in use so far", running.stats().memory_resident),
+/// }
+/// // It is stopped, if it was not over.
+/// drop(running);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct RunningVm {
     threads: Mutex<Threads>,

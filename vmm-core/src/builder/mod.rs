@@ -103,6 +103,19 @@ impl VmBuilder {
 
     /// Has `edit` see and change what CPUID says, after all else: once for each vCPU, with its index. What
     /// KVM cannot do does not come true by being said here.
+    ///
+    /// ```no_run
+    /// # use sparkler::{Kernel, Vm};
+    /// const HYPERVISOR: u32 = 1 << 31;
+    ///
+    /// // The guest is not to know that it is one.
+    /// let builder = Vm::builder().kernel(Kernel::file("/boot/vmlinuz")?).cpuid(|_vcpu, entries| {
+    ///     for entry in entries.iter_mut().filter(|entry| entry.is(1, 0)) {
+    ///         entry.ecx &= !HYPERVISOR;
+    ///     }
+    /// });
+    /// # Ok::<(), sparkler::ImageError>(())
+    /// ```
     pub fn cpuid(
         mut self,
         edit: impl Fn(u8, &mut Vec<CpuidEntry>) + Send + Sync + 'static,
@@ -255,6 +268,17 @@ impl VmBuilder {
     }
 
     /// What happens when the guest, or the host, resets the machine: it ends (the default), or starts anew.
+    ///
+    /// ```no_run
+    /// # use sparkler::{Kernel, Vm};
+    /// use sparkler::ResetAction;
+    ///
+    /// let vm = Vm::builder()
+    ///     .kernel(Kernel::file("/boot/vmlinuz")?)
+    ///     .on_reset(ResetAction::Restart)
+    ///     .build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn on_reset(mut self, action: ResetAction) -> Self {
         self.on_reset = action;
         self
