@@ -126,12 +126,21 @@ pub(crate) struct RunArgs {
     #[arg(allow_hyphen_values = true, help_heading = "Machine")]
     pub(crate) memory: MemoryArg,
 
-    /// Map the kernel's file into the machine instead of reading it (ELF only)
+    /// Map the kernel's file into the machine instead of reading it (ELF, or with --kernel-cache)
     ///
-    /// Starts sooner, and all machines with this kernel have its text in memory once. The file must
-    /// stay as it is meanwhile: if it is made shorter, the machines end without a word (SIGBUS).
+    /// All machines with this kernel have its text in memory once, and the first instruction comes sooner;
+    /// the boot as a whole takes longer where huge pages are to be had, which only reading fills. The
+    /// file must stay as it is meanwhile: if it is made shorter, the machines end without a word (SIGBUS).
     #[arg(long, help_heading = "Machine")]
     pub(crate) map_kernel: bool,
+
+    /// Keep a bzImage's unpacked kernel in this folder, and take it from there next time
+    ///
+    /// By its content: a new kernel of the same name is another one. The folder must be there, and must
+    /// not be writable by others. Files in it may be removed at any time.
+    #[arg(long, value_name = "FOLDER", value_hint = ValueHint::DirPath)]
+    #[arg(help_heading = "Machine")]
+    pub(crate) kernel_cache: Option<PathBuf>,
 
     /// Virtual CPUs
     #[arg(short = 'c', long, value_name = "N", default_value_t = 1, help_heading = "Machine")]

@@ -23,6 +23,7 @@ use crate::{
     ending::Ending,
     escape::{Escape, HELP, Key},
     terminal::Terminal,
+    threads,
 };
 
 /// How soon a job that was brought to the foreground takes its keys.
@@ -46,7 +47,7 @@ impl Keyboard {
     /// Begins to read, in a thread that lasts as long as the process, or as the terminal.
     pub(crate) fn start(mut self, ending: Arc<Ending>) -> io::Result<()> {
         let run = move || while self.turn(&ending).is_ok() {};
-        thread::Builder::new().name("keyboard".into()).spawn(run).map(drop)
+        threads::spawn("keyboard", run).map(drop)
     }
 
     /// Waits for keys and passes them on. An error is the end of the terminal.

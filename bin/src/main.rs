@@ -23,6 +23,7 @@ mod report;
 mod run;
 mod signals;
 mod terminal;
+mod threads;
 mod waterfall;
 
 use std::process::ExitCode;

@@ -73,6 +73,9 @@ fn boot(args: &RunArgs) -> Result<Ended, Failure> {
 
 fn builder(args: &RunArgs) -> Result<VmBuilder, Failure> {
     let mut kernel = Kernel::file(&args.kernel).map_err(Failure::refused)?;
+    if let Some(folder) = &args.kernel_cache {
+        kernel = kernel.cached(folder).map_err(Failure::refused)?;
+    }
     if args.map_kernel {
         kernel = kernel.mapped();
     }

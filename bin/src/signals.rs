@@ -1,6 +1,6 @@
 //! Signals that end or suspend the process, turned into an end of the machine and a sane terminal.
 
-use std::{fs, io, process, sync::Arc, thread};
+use std::{fs, io, process, sync::Arc};
 
 use signal_hook::{
     consts::{SIGCONT, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP},
@@ -8,7 +8,7 @@ use signal_hook::{
     low_level::emulate_default_handler,
 };
 
-use crate::{ending::Ending, report, terminal::Terminal};
+use crate::{ending::Ending, report, terminal::Terminal, threads};
 
 const TERMINATING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
 const JOB_CONTROL: [i32; 2] = [SIGTSTP, SIGCONT];
@@ -40,7 +40,7 @@ impl CaughtSignals {
         terminal: Option<Arc<Terminal>>,
     ) -> io::Result<()> {
         let act = move || self.run(&ending, terminal.as_deref());
-        thread::Builder::new().name("signals".into()).spawn(act).map(drop)
+        threads::spawn("signals", act).map(drop)
     }
 
     fn run(mut self, ending: &Ending, terminal: Option<&Terminal>) {

@@ -99,6 +99,9 @@ fn machines_that_cannot_be_are_refused() {
     let memory = format!("16M,file={file}");
     run(sparkler(["run", &guest, "-m", &memory])).assert_refused("has 16 bytes");
     run(sparkler(["run", &guest, "-m", "16M,file=/no/such"])).assert_refused("/no/such");
+    run(sparkler(["run", &guest, "--kernel-cache", "/no/such"])).assert_refused("/no/such");
+    run(sparkler(["run", &guest, "--kernel-cache", "/dev/null"])).assert_refused("directory");
+    run(sparkler(["run", &guest, "--kernel-cache", "/tmp"])).assert_refused("chmod go-w");
     assert_eq!(files.names(), ["guest.elf", "small"]);
 }
 

@@ -30,6 +30,12 @@ pub use interrupt::Interrupt;
 pub use no_rtc::NoRtc;
 pub use power::{PowerEvent, PowerSink};
 
+/// Bytes of stack that each of a machine's threads has, those of vCPUs and console too.
+///
+/// Less than a huge page: where the host has transparent huge pages always, one at the end of a larger stack
+/// would make it 2 MiB of memory, for the few KiB of it that are used.
+pub const THREAD_STACK_SIZE: usize = 1 << 20;
+
 /// Guest memory and its addresses.
 pub use vm_memory;
 /// Something that becomes readable when it is told to: an [`Interrupt`], or a notification to a device.

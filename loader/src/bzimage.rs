@@ -80,6 +80,17 @@ pub enum BzImageError {
         /// The most that are unpacked: the guest's memory below the device hole.
         limit: u64,
     },
+    /// The guest has less memory than the kernel wants for itself (`init_size` of its setup header).
+    #[error(
+        "it needs memory from 0 to {} MiB for itself; the guest has {} MiB there",
+        end.div_ceil(1 << 20), available >> 20
+    )]
+    MemoryTooSmall {
+        /// The first address behind what it wants.
+        end: u64,
+        /// The end of the guest's memory below the device hole.
+        available: u64,
+    },
     /// The payload is broken.
     #[error("cannot unpack its {compression} payload")]
     Payload {

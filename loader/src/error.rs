@@ -30,6 +30,15 @@ pub enum LoadError {
         /// The reason.
         source: BzImageError,
     },
+    /// A folder for unpacked kernels cannot be used.
+    #[cfg(feature = "kernel-cache")]
+    #[error("cannot keep unpacked kernels in `{}`", folder.display())]
+    Cache {
+        /// Which folder.
+        folder: std::path::PathBuf,
+        /// The reason.
+        source: crate::cache::CacheError,
+    },
     /// The kernel's own limit for the command line is below the general one.
     #[error("the command line has {length} bytes; the kernel {image} takes at most {limit}")]
     CmdlineTooLong {

@@ -145,6 +145,12 @@ impl Image {
         Ok(Self { name, source: Source::OwnFile(Mutex::new(file)), size, sealed: true })
     }
 
+    /// A file of `size` bytes that we opened, which goes by the `name` of where it came from.
+    #[cfg(feature = "kernel-cache")]
+    pub(crate) fn own_file(name: ImageName, file: File, size: u64) -> Self {
+        Self { name, source: Source::OwnFile(Mutex::new(file)), size, sealed: false }
+    }
+
     /// Whether it is a file that nobody can change.
     pub(crate) fn is_sealed(&self) -> bool {
         self.sealed

@@ -106,7 +106,8 @@ impl Kernel {
 
     /// Lets machines map the kernel's file instead of reading it. An ELF file's text is then in memory once
     /// for all machines, those of other processes included, for it is the file's own page cache.
-    /// A bzImage has to be unpacked and is not mapped, see [`shared`](Self::shared).
+    /// A bzImage has to be unpacked and is not mapped: see [`shared`](Self::shared), and `cached`, which the
+    /// feature `kernel-cache` brings.
     ///
     /// **The file must stay as it is while a machine runs.** Whoever writes to it changes running
     /// kernels, and whoever makes it shorter ends the processes that run them (`SIGBUS`). To
@@ -238,6 +239,10 @@ impl Kernel {
         config: &BootConfig<'_>,
     ) -> Result<BootInfo, LoadError> {
         let end = elf.end().max(bzimage.init_end());
+        let available = e820::end_of_low_memory(memory);
+        if end > available {
+            return Err(self.bzimage_error(BzImageError::MemoryTooSmall { end, available }));
+        }
         BootInfo::new(memory, config, end, bzimage.initrd_limit())
     }
 
@@ -250,11 +255,28 @@ impl Kernel {
         Ok(())
     }
 
-    fn bzimage(&self) -> Result<BzImage, LoadError> {
+    /// This kernel, as it was in `bzimage`, which is known to be its own.
+    #[cfg(feature = "kernel-cache")]
+    pub(crate) fn unpacked(self, image: Image, bzimage: BzImage) -> Self {
+        Self { image: Arc::new(image), unpacked_from: Some(bzimage), ..self }
+    }
+
+    #[cfg(feature = "kernel-cache")]
+    pub(crate) fn image(&self) -> &Image {
+        &self.image
+    }
+
+    /// Whether nothing needs to be unpacked.
+    #[cfg(feature = "kernel-cache")]
+    pub(crate) fn is_elf(&self) -> Result<bool, ImageError> {
+        Ok(matches!(self.format()?, Format::Elf))
+    }
+
+    pub(crate) fn bzimage(&self) -> Result<BzImage, LoadError> {
         BzImage::parse(&self.image).map_err(|source| self.bzimage_error(source))
     }
 
-    fn bzimage_error(&self, source: BzImageError) -> LoadError {
+    pub(crate) fn bzimage_error(&self, source: BzImageError) -> LoadError {
         LoadError::BzImage { image: self.image.name().clone(), source }
     }
 

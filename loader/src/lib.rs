@@ -5,6 +5,8 @@
 pub mod acpi;
 mod boot_params;
 mod bzimage;
+#[cfg(feature = "kernel-cache")]
+mod cache;
 mod cmdline;
 mod decompress;
 mod e820;
@@ -22,6 +24,8 @@ mod pvh;
 mod pvh_note;
 
 pub use bzimage::BzImageError;
+#[cfg(feature = "kernel-cache")]
+pub use cache::CacheError;
 pub use cmdline::{Cmdline, CmdlineError};
 pub use decompress::Compression;
 pub use elf::ElfError;

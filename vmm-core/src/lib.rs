@@ -34,6 +34,8 @@ pub mod virtio {
 
 /// The causes that a [`LoadError`] or a [`BuildError`] names.
 pub mod loader {
+    #[cfg(feature = "kernel-cache")]
+    pub use sparkler_loader::CacheError;
     pub use sparkler_loader::acpi::AcpiError;
     pub use sparkler_loader::mptable::MpTableError;
     pub use sparkler_loader::{BzImageError, Compression, ElfError, ImageName};
@@ -68,4 +70,4 @@ pub use crate::running::RunningVm;
 pub use crate::stats::{DeviceStats, ExitStats, Stats};
 pub use crate::timeline::{Event, Milestone, Timeline};
 pub use crate::vm::Vm;
-pub use sparkler_devices::{BusDevice, Interrupt};
+pub use sparkler_devices::{BusDevice, Interrupt, THREAD_STACK_SIZE};

@@ -2,6 +2,8 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::thread;
 
+use sparkler_devices::THREAD_STACK_SIZE;
+
 use crate::console::ConsoleThreads;
 use crate::control::Control;
 use crate::machine::Machine;
@@ -100,6 +102,7 @@ fn spawn(
     let (placed, own_name) = (Arc::clone(placed), name.clone());
     thread::Builder::new()
         .name(name.clone())
+        .stack_size(THREAD_STACK_SIZE)
         .spawn(move || match placed.enter(Role::Vcpu(index), &own_name) {
             Ok(()) => vcpu::run_caught(index, &machine, &control),
             Err(error) => {

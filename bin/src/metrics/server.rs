@@ -5,7 +5,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,6 +13,7 @@ use sparkler::{RunningVm, Stats};
 
 use super::client::{Answer, REQUEST_MAX, answer};
 use super::{Socket, text};
+use crate::threads;
 
 /// Clients that are served at the same time. Others wait in the kernel's queue.
 const CLIENTS_MAX: usize = 16;
@@ -40,7 +41,7 @@ impl Server {
             let counters = Counters { running, latest: None };
             Service { socket, stopped, clients: Vec::new(), paused_until: None, counters }.run();
         };
-        let thread = thread::Builder::new().name("metrics".into()).spawn(serve)?;
+        let thread = threads::spawn("metrics", serve)?;
         Ok(Self { stop: Some(stop), thread: Some(thread) })
     }
 }

@@ -8,7 +8,7 @@ use std::thread::{self, JoinHandle};
 use super::session::Session;
 use super::shared::Shared;
 use super::{DeviceError, VirtioDevice};
-use crate::sys;
+use crate::{THREAD_STACK_SIZE, sys};
 
 /// A device, and the thread that it has while it is live.
 pub(super) struct Worker {
@@ -54,7 +54,8 @@ impl Worker {
         let (name, logged) = (self.name.clone(), self.logged.clone());
         let (panic_sink, thread_start) = (self.panic_sink.clone(), self.thread_start.clone());
         let active = Active::new(shared.clone());
-        let thread = thread::Builder::new().name(self.name.clone()).spawn(move || {
+        let builder = thread::Builder::new().name(self.name.clone()).stack_size(THREAD_STACK_SIZE);
+        let thread = builder.spawn(move || {
             let active = active;
             active.0.pause.enter_thread();
             sys::block_signals();

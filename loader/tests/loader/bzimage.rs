@@ -254,6 +254,20 @@ fn a_bomb_is_not_unpacked() {
 }
 
 #[test]
+fn a_kernel_that_wants_more_memory_than_there_is_is_refused() {
+    let packed = pack(Compression::Lz4, &elf().build());
+    let image = BzImage { init_size: 20 << 20, ..BzImage::new(packed) };
+    let image = Kernel::bytes(image.build());
+    let too_small = error(&image, 32);
+    let BzImageError::MemoryTooSmall { end, available } = too_small else {
+        panic!("{too_small:?}")
+    };
+    assert_eq!((end, available), (36 * MIB, 32 * MIB));
+    assert!(too_small.to_string().contains("36 MiB"), "{too_small}");
+    load(&image, &memory(36)).unwrap();
+}
+
+#[test]
 fn headers_that_lie_are_refused() {
     let image = BzImage::new(vec![0; 100]);
     let with = |offset: usize, value: &[u8]| {

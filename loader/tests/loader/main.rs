@@ -11,6 +11,8 @@
 
 mod boot_info;
 mod bzimage;
+#[cfg(feature = "kernel-cache")]
+mod cached;
 mod elf;
 mod given_up;
 mod images;

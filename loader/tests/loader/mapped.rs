@@ -39,13 +39,23 @@ impl MapPages for Pages<'_> {
 }
 
 /// Two segments that begin and end within pages. The first has file and memory in step, the other has not.
-fn elf() -> Elf {
+pub(crate) fn elf() -> Elf {
     let data = |seed: u64| (0..300_000u64).map(|i| (i * seed % 251) as u8).collect::<Vec<_>>();
     // The file has the segments one behind the other, after 64 bytes and two headers of 56.
     let first = 16 * MIB + 64 + 2 * 56;
     let segment = |address, data| Segment { address, data, memory_size: MIB / 2 };
     let segments = vec![segment(first, data(7)), segment(18 * MIB, data(11))];
     Elf { entry: first, segments, ..Elf::default() }
+}
+
+/// Packed, with a command line of at most 100 bytes.
+pub(crate) fn lz4_bzimage(elf: &Elf) -> Vec<u8> {
+    let mut frame = 0x184c_2102u32.to_le_bytes().to_vec();
+    let block = lz4_flex::block::compress(&elf.build());
+    frame.extend(u32::try_from(block.len()).unwrap().to_le_bytes());
+    frame.extend(block);
+    frame.extend(u32::try_from(elf.build().len()).unwrap().to_le_bytes());
+    BzImage { cmdline_size: 100, ..BzImage::new(frame) }.build()
 }
 
 fn load(kernel: &Kernel, memory: &GuestMemoryMmap, can: bool) -> (Entry, Vec<(u64, u64)>) {
@@ -57,7 +67,7 @@ fn load(kernel: &Kernel, memory: &GuestMemoryMmap, can: bool) -> (Entry, Vec<(u6
 }
 
 /// Loads it, and compares with what copying gives.
-fn check(kernel: &Kernel, can: bool, expected: &[(u64, u64)]) {
+pub(crate) fn check(kernel: &Kernel, can: bool, expected: &[(u64, u64)]) {
     let [plain, memory] = [32, 32].map(memory);
     let (entry, none) = load(&Kernel::bytes(elf().build()), &plain, true);
     assert_eq!(none, [], "bytes cannot be mapped");
@@ -69,7 +79,7 @@ fn check(kernel: &Kernel, can: bool, expected: &[(u64, u64)]) {
 }
 
 /// The whole pages of the first segment.
-const WHOLE: [(u64, u64); 1] = [(16 * MIB + PAGE, 72 * PAGE)];
+pub(crate) const WHOLE: [(u64, u64); 1] = [(16 * MIB + PAGE, 72 * PAGE)];
 
 #[test]
 fn whole_pages_of_a_shared_kernel_are_mapped_and_the_rest_is_copied() {
@@ -82,12 +92,7 @@ fn whole_pages_of_a_shared_kernel_are_mapped_and_the_rest_is_copied() {
 
 #[test]
 fn a_shared_bzimage_is_unpacked_once_and_keeps_its_header() {
-    let mut frame = 0x184c_2102u32.to_le_bytes().to_vec();
-    let block = lz4_flex::block::compress(&elf().build());
-    frame.extend(u32::try_from(block.len()).unwrap().to_le_bytes());
-    frame.extend(block);
-    frame.extend(u32::try_from(elf().build().len()).unwrap().to_le_bytes());
-    let image = BzImage { cmdline_size: 100, ..BzImage::new(frame) }.build();
+    let image = lz4_bzimage(&elf());
     check(&Kernel::bytes(image.clone()), true, &[]);
     let shared = Kernel::bytes(image).shared().unwrap();
     check(&shared, true, &WHOLE);

@@ -5,6 +5,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use sparkler_devices::THREAD_STACK_SIZE;
+
 use crate::StartError;
 use crate::control::{Control, panicked};
 use crate::placement::Threads;
@@ -77,6 +79,7 @@ impl Worker {
         let placed = Arc::clone(placed);
         let thread = thread::Builder::new()
             .name(name.to_owned())
+            .stack_size(THREAD_STACK_SIZE)
             .spawn(move || {
                 // Dropped when the thread ends, also by a panic: that is what `ended` hears.
                 let _alive = alive;

@@ -1,7 +1,7 @@
 //! `cargo xtask bench`: boots, next to the bare-KVM floor and to other monitors.
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use std::env;
 use std::ffi::OsString;
 use std::fs;
@@ -27,20 +27,43 @@ const LAB_PATIENCE: Duration = Duration::from_secs(240);
 #[derive(Args)]
 pub(crate) struct BootOptions {
     /// How often each contestant does each row
-    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Two rounds: figures within a few minutes
     #[arg(long, conflicts_with = "rounds")]
     quick: bool,
-    /// Leave the rows with Linux out
-    #[arg(long)]
-    no_linux: bool,
+    /// Only these rows, for a look at some of them
+    #[arg(long = "rows", value_name = "SET", value_enum, default_values_t = Set::ALL)]
+    sets: Vec<Set>,
     /// Where table, charts and figures go [default: target/bench]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Write the report as a page, boot-times.md with its charts, into this folder too
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
+}
+
+/// Rows that are measured together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Set {
+    /// The built-in guest, on this host's KVM or in the lab
+    Guest,
+    /// First instructions and boots of Linux, on hardware KVM or in the lab
+    Linux,
+    /// Linux eight times at once, its exits, its memory
+    LinuxOnce,
+}
+
+impl Set {
+    const ALL: [Self; 3] = [Self::Guest, Self::Linux, Self::LinuxOnce];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::Linux => "linux",
+            Self::LinuxOnce => "linux-once",
+        }
+    }
 }
 
 /// Measures, prints a table, and writes a report.
@@ -52,15 +75,19 @@ pub(crate) fn run(options: &BootOptions) -> Result<ExitCode> {
     let bench = Bench::prepare(out)?;
 
     let kvm = Kvm::probe();
-    let mut figures = vec![bench.measure(kvm != Kvm::None, "guest", rounds, 0)?];
-    if !options.no_linux {
-        let hardware = kvm == Kvm::Hardware;
-        let at_a_time = if hardware { rounds } else { LAB_ROUNDS };
+    let hardware = kvm == Kvm::Hardware;
+    let mut figures = Vec::new();
+    for set in &options.sets {
+        let (here, rounds) = match set {
+            Set::Guest => (kvm != Kvm::None, rounds),
+            Set::Linux => (hardware, rounds),
+            Set::LinuxOnce => (hardware, rounds.div_ceil(4)),
+        };
+        let at_a_time = if here { rounds } else { LAB_ROUNDS };
         for part in 0..rounds.div_ceil(at_a_time) {
             let rounds = at_a_time.min(rounds - part * at_a_time);
-            figures.push(bench.measure(hardware, "linux", rounds, part)?);
+            figures.push(bench.measure(here, set.name(), rounds, part)?);
         }
-        figures.push(bench.measure(hardware, "linux-once", rounds.div_ceil(4), 0)?);
     }
     bench.report(&figures, options)
 }

@@ -2,7 +2,8 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
-use std::fs;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -54,6 +55,10 @@ pub(crate) enum Contestant {
     Sparkler,
     /// The same without ACPI tables, where the kernel takes devices from its command line.
     SparklerNoAcpi,
+    /// The same, with an ELF kernel's file mapped instead of read.
+    SparklerMaps,
+    /// The same, with a bzImage that was unpacked before.
+    SparklerCache,
     QemuMicrovm,
     /// The same without ACPI tables, and with the smaller firmware that QEMU has for this.
     QemuNoAcpi,
@@ -77,6 +82,8 @@ impl fmt::Display for Contestant {
             Self::Floor => "floor",
             Self::Sparkler => "sparkler",
             Self::SparklerNoAcpi => "sparkler --no-acpi",
+            Self::SparklerMaps => "sparkler --map-kernel",
+            Self::SparklerCache => "sparkler --kernel-cache",
             Self::QemuMicrovm => "QEMU microvm",
             Self::QemuNoAcpi => "QEMU microvm, acpi=off",
             Self::Alioth => "alioth",
@@ -91,6 +98,7 @@ impl Contestant {
     /// All that are here.
     pub(crate) fn all() -> Vec<Self> {
         let mut all = vec![Self::Floor, Self::Sparkler, Self::SparklerNoAcpi];
+        all.extend([Self::SparklerMaps, Self::SparklerCache]);
         let mut qemu = Command::new("qemu-system-x86_64");
         let qemu = qemu.arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status();
         if qemu.is_ok_and(|status| status.success()) {
@@ -99,6 +107,21 @@ impl Contestant {
         let named = NAMED.iter().filter(|(_, variable)| std::env::var_os(variable).is_some());
         all.extend(named.map(|(contestant, _)| *contestant));
         all
+    }
+
+    /// Whether it takes part in a row with this kernel as itself, or beside itself in a way that makes a
+    /// difference there.
+    pub(crate) fn fits(self, machine: &Machine) -> bool {
+        match self {
+            Self::SparklerMaps => machine.is_elf(),
+            Self::SparklerCache => !machine.is_elf(),
+            _ => true,
+        }
+    }
+
+    /// Whether it is a monitor as it comes, without a wish for how its kernel is loaded.
+    pub(crate) fn is_usual(self) -> bool {
+        !matches!(self, Self::SparklerMaps | Self::SparklerCache)
     }
 
     /// Whether its process ends when the guest resets itself.
@@ -125,8 +148,20 @@ impl Contestant {
     fn command(self, machine: &Machine, scratch: &Path) -> Result<Command> {
         match self {
             Self::Floor => floor(machine),
-            Self::Sparkler => Ok(sparkler(machine, true)),
-            Self::SparklerNoAcpi => Ok(sparkler(machine, false)),
+            Self::Sparkler => Ok(sparkler(machine)),
+            Self::SparklerNoAcpi | Self::SparklerMaps => {
+                let mut command = sparkler(machine);
+                let flag = if self.has_acpi() { "--map-kernel" } else { "--no-acpi" };
+                command.arg(flag);
+                Ok(command)
+            }
+            Self::SparklerCache => {
+                let folder = scratch.join("kernels");
+                DirBuilder::new().mode(0o700).recursive(true).create(&folder)?;
+                let mut command = sparkler(machine);
+                command.arg("--kernel-cache").arg(folder);
+                Ok(command)
+            }
             Self::QemuMicrovm => Ok(qemu(machine, true)),
             Self::QemuNoAcpi => Ok(qemu(machine, false)),
             Self::Alioth => alioth(machine),
@@ -157,14 +192,11 @@ fn floor(machine: &Machine) -> Result<Command> {
     Ok(command)
 }
 
-fn sparkler(machine: &Machine, acpi: bool) -> Command {
+fn sparkler(machine: &Machine) -> Command {
     let binary = std::env::var_os("SPARKLER").unwrap_or("sparkler".into());
     let mut command = Command::new(binary);
     command.arg("run").arg(&machine.kernel).args(["--cmdline", &machine.cmdline]);
     command.args(["-m", &format!("{}M", machine.memory_mib), "-c", &machine.vcpus.to_string()]);
-    if !acpi {
-        command.arg("--no-acpi");
-    }
     if let Some(initrd) = &machine.initrd {
         command.arg("--initrd").arg(initrd);
     }
@@ -212,7 +244,8 @@ fn qemu(machine: &Machine, acpi: bool) -> Command {
 fn alioth(machine: &Machine) -> Result<Command> {
     let mut command = Contestant::Alioth.binary()?;
     command.arg("boot").arg(if machine.is_elf() { "--pvh" } else { "--kernel" });
-    command.arg(&machine.kernel).args(["--cmdline", &machine.cmdline]);
+    // It begins anew when its guest resets itself, and ends at a triple fault.
+    command.arg(&machine.kernel).args(["--cmdline", &format!("{} reboot=t", machine.cmdline)]);
     command.args(["--memory", &format!("size={}", u64::from(machine.memory_mib) << 20)]);
     command.args(["--cpu", &format!("count={}", machine.vcpus)]);
     if let Some(initrd) = &machine.initrd {

@@ -37,7 +37,8 @@ pub(crate) fn run(bench: &mut Bench) -> Result<()> {
         let usual = contestants.iter().filter(|it| it.has_acpi());
         // The floor knows the exit port alone, which is where the guest ends by itself.
         let cmdline = |it| if it == Contestant::Floor { "quiet" } else { cmdline };
-        usual.map(|it| (*it, Machine::new(kernel, cmdline(*it)))).collect()
+        let all = usual.map(|it| (*it, Machine::new(kernel, cmdline(*it))));
+        all.filter(|(it, machine)| it.fits(machine)).collect()
     };
     let whole = |name: &str, kernel: &Path, work| Row {
         name: name.into(),

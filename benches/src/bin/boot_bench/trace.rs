@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::Result;
@@ -33,7 +34,10 @@ impl Trace {
     pub(crate) fn begin(watch: Watch) -> Result<Self> {
         let place = PLACES.map(Path::new).into_iter().find(|place| place.join("events").is_dir());
         let place = place.ok_or("the kernel's trace events are not readable here")?;
-        let name = format!("sparkler-bench-{}", std::process::id());
+        // Two may watch at once.
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("sparkler-bench-{}-{number}", std::process::id());
         let trace = Self(place.join("instances").join(name));
         fs::create_dir(&trace.0)?;
         trace.set_up(watch)?;

@@ -200,10 +200,11 @@ fn parse_mappings(account: &str) -> Vec<Mapping> {
 }
 
 /// Guest memory is the run of adjacent mappings that is as large as it: one, or several where files
-/// were mapped into it.
+/// were mapped into it. Where there is none, the host's kernel has joined it with a neighbour, and it is the
+/// smallest mapping that it fits in.
 fn guest_mappings(mappings: &[Mapping], guest_kib: u64) -> Option<std::ops::Range<usize>> {
     let size = guest_kib << 10;
-    (0..mappings.len()).find_map(|first| {
+    let run = (0..mappings.len()).find_map(|first| {
         let start = mappings.get(first)?.start;
         let mut end = start;
         for (index, mapping) in mappings.iter().enumerate().skip(first) {
@@ -216,6 +217,11 @@ fn guest_mappings(mappings: &[Mapping], guest_kib: u64) -> Option<std::ops::Rang
             }
         }
         None
+    });
+    run.or_else(|| {
+        let large = mappings.iter().enumerate().map(|(index, it)| (it.end - it.start, index));
+        let (_, index) = large.filter(|(length, _)| (size..2 * size).contains(length)).min()?;
+        Some(index..index + 1)
     })
 }
 
@@ -240,6 +246,7 @@ Private_Dirty:        11 kB
         assert_eq!(mappings.len(), 3);
         assert_eq!(guest_mappings(&mappings, 1024), Some(1..3));
         assert_eq!(guest_mappings(&mappings, 64), Some(1..2));
+        assert_eq!(guest_mappings(&mappings, 40), Some(1..2), "joined with a neighbour");
         assert_eq!(guest_mappings(&mappings, 4096), None);
     }
 }

@@ -20,10 +20,12 @@ const SECTIONS: [(&str, &str); 7] = [
 ];
 
 /// Who is named in which order; others follow.
-const ORDER: [&str; 9] = [
+const ORDER: [&str; 11] = [
     "floor",
     "sparkler",
     "sparkler --no-acpi",
+    "sparkler --map-kernel",
+    "sparkler --kernel-cache",
     "QEMU microvm",
     "QEMU microvm, acpi=off",
     "alioth",

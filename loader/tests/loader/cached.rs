@@ -1,0 +1,116 @@
+//! Unpacked kernels that are kept in a folder.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use sparkler_loader::{CacheError, Kernel, LoadError};
+use tempfile::TempDir;
+
+use crate::mapped::{WHOLE, check, elf, lz4_bzimage};
+use crate::support::BzImage;
+
+/// A folder for us alone, whatever the umask is.
+fn folder() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+    folder
+}
+
+fn entries(folder: &Path) -> Vec<PathBuf> {
+    fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+/// The only file in the folder.
+fn entry(folder: &Path) -> PathBuf {
+    let [entry] = entries(folder).try_into().unwrap();
+    entry
+}
+
+fn cached(folder: &Path) -> Kernel {
+    Kernel::bytes(lz4_bzimage(&elf())).cached(folder).unwrap().mapped()
+}
+
+#[test]
+fn a_bzimage_is_unpacked_once_and_can_be_mapped_from_its_file() {
+    let folder = folder();
+    check(&Kernel::bytes(lz4_bzimage(&elf())).cached(folder.path()).unwrap(), true, &[]);
+    check(&cached(folder.path()), true, &WHOLE);
+    let first = entry(folder.path());
+    assert_eq!(fs::read(&first).unwrap(), elf().build());
+    assert_eq!(fs::metadata(&first).unwrap().mode() & 0o777, 0o400);
+    let inode = fs::metadata(&first).unwrap().ino();
+    check(&cached(folder.path()), true, &WHOLE);
+    assert_eq!(fs::metadata(entry(folder.path())).unwrap().ino(), inode, "nothing was written");
+}
+
+#[test]
+fn another_content_is_another_kernel() {
+    let folder = folder();
+    cached(folder.path());
+    let mut other = elf();
+    other.segments[0].data[5] ^= 1;
+    Kernel::bytes(lz4_bzimage(&other)).cached(folder.path()).unwrap();
+    assert_eq!(entries(folder.path()).len(), 2);
+}
+
+#[test]
+fn a_file_that_cannot_be_the_kernel_is_replaced() {
+    let folder = folder();
+    cached(folder.path());
+    let path = entry(folder.path());
+    let size = elf().build().len();
+    let whole = elf().build();
+    let writable = Permissions::from_mode(0o622);
+    for (content, permissions) in [
+        (whole[..size - 1].to_vec(), None),
+        (vec![0; size], None),
+        (Vec::new(), None),
+        (whole.clone(), Some(writable)),
+    ] {
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, content).unwrap();
+        permissions.into_iter().for_each(|it| fs::set_permissions(&path, it).unwrap());
+        check(&cached(folder.path()), true, &WHOLE);
+        assert_eq!(fs::read(entry(folder.path())).unwrap(), whole);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o400);
+    }
+    // Nor is a link followed, wherever it leads.
+    let elsewhere = folder.path().join("elsewhere");
+    fs::rename(&path, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+    check(&cached(folder.path()), true, &WHOLE);
+    assert!(fs::symlink_metadata(&path).unwrap().is_file());
+}
+
+#[test]
+fn a_folder_that_others_write_to_is_refused() {
+    let folder = folder();
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o1777)).unwrap();
+    let refused = Kernel::bytes(lz4_bzimage(&elf())).cached(folder.path()).unwrap_err();
+    assert!(matches!(refused, LoadError::Cache { source: CacheError::NotPrivate, .. }));
+    assert_eq!(entries(folder.path()).len(), 0);
+    let missing = folder.path().join("missing");
+    let refused = Kernel::bytes(lz4_bzimage(&elf())).cached(&missing).unwrap_err();
+    assert!(matches!(refused, LoadError::Cache { source: CacheError::Io { .. }, .. }));
+}
+
+#[test]
+fn a_broken_image_leaves_nothing_behind() {
+    let folder = folder();
+    let mut image = lz4_bzimage(&elf());
+    let size = u32::try_from(elf().build().len()).unwrap().to_le_bytes();
+    let stated = image.windows(4).rposition(|bytes| bytes == size).unwrap();
+    image[stated..stated + 4].copy_from_slice(&999_u32.to_le_bytes());
+    let refused = Kernel::bytes(image).cached(folder.path()).unwrap_err();
+    assert!(matches!(refused, LoadError::BzImage { .. }), "{refused:?}");
+    Kernel::bytes(BzImage::new(vec![0; 100]).build()).cached(folder.path()).unwrap_err();
+    assert_eq!(entries(folder.path()).len(), 0);
+}
+
+#[test]
+fn an_elf_kernel_stays_as_it_is() {
+    let folder = folder();
+    check(&Kernel::bytes(elf().build()).cached(folder.path()).unwrap(), true, &[]);
+    assert_eq!(entries(folder.path()).len(), 0);
+}
