@@ -17,19 +17,23 @@ const LONGEST_WAIT: Duration = Duration::from_millis(1);
 const LONGEST_HOLD: Duration = Duration::from_millis(5);
 /// The most answers for one interrupt; no more are needed for it not to matter.
 const MOST_HELD: u32 = 32;
-/// After how many interrupts a hold is tried, at first and at most.
+/// After how many interrupts a hold is tried, at first and at most; and how many later the requests' pace
+/// without holds is measured again.
 const PAUSES: (u32, u32) = (8, 1024);
 
-/// Interrupt coalescing that adapts to the driver. It learns two things: how far apart requests come,
-/// and how many come without an answer to earlier ones.
+/// Interrupt coalescing that adapts to the driver: to how far apart its requests come, and how many
+/// come without an answer to earlier ones.
 ///
 /// A hold that nothing comes in (the driver does wait for its interrupt) costs the driver time. Then
-/// half as many answers are held from now on; none at all if that was the only one, until a trial after
-/// more and more of them.
+/// half as many answers are held from now on; none at all if that was the only one, or if requests come
+/// no sooner than they did without (the driver does not need interrupts, but waits for answers), until a
+/// trial after more and more of them.
 #[derive(Debug)]
 pub(super) struct Coalescing {
-    /// From one request to the next, on average.
+    /// From one request to the next, on average, while answers are held.
     gap: Duration,
+    /// The same while none are.
+    gap_without: Duration,
     last_request: Option<Instant>,
     /// Answers that the driver was not told of.
     held: u32,
@@ -41,8 +45,8 @@ pub(super) struct Coalescing {
     quiet: bool,
     /// How many may be held until an interrupt. 1: none are held back.
     limit: u32,
-    /// Interrupts until the next trial, while the limit is 1.
-    pause: u32,
+    /// Interrupts until the next trial, or the end of one that works.
+    left: u32,
     next_pause: u32,
 }
 
@@ -50,13 +54,14 @@ impl Coalescing {
     pub(super) fn new() -> Self {
         Self {
             gap: Duration::ZERO,
+            gap_without: Duration::ZERO,
             last_request: None,
             held: 0,
             since: None,
             until: None,
             quiet: false,
             limit: 1,
-            pause: PAUSES.0,
+            left: PAUSES.0,
             next_pause: PAUSES.0,
         }
     }
@@ -77,14 +82,14 @@ impl Coalescing {
         if let Some(last) = self.last_request.replace(now) {
             let passed = now.saturating_duration_since(last).min(LONGEST_HOLD);
             let gap = passed.checked_div(requests).unwrap_or_default();
-            let sum = self.gap.saturating_mul(3).saturating_add(gap);
-            self.gap = sum.checked_div(4).unwrap_or_default();
+            let average = if self.limit > 1 { &mut self.gap } else { &mut self.gap_without };
+            *average = mean(*average, gap, requests);
         }
     }
 
     /// Whether the driver is to be told now, though more may come at once.
     pub(super) fn is_due(&self, now: Instant) -> bool {
-        !self.holds() || self.held >= self.limit || self.left(now).is_zero()
+        !self.holds() || self.held >= self.limit || self.rest(now).is_zero()
     }
 
     /// How long to wait for more before the driver is told. `None`: tell it.
@@ -101,7 +106,7 @@ impl Coalescing {
         }
         let wait = self.until?.saturating_duration_since(now);
         self.quiet = wait.is_zero();
-        if self.quiet { None } else { Some(wait.min(self.left(now))) }
+        if self.quiet { None } else { Some(wait.min(self.rest(now))) }
     }
 
     /// The driver is told.
@@ -111,20 +116,23 @@ impl Coalescing {
         if held == 0 {
             return;
         }
-        if quiet {
-            self.limit = (held / 2).max(1);
-            if self.limit == 1 {
-                self.pause = self.next_pause;
-                self.next_pause = self.next_pause.saturating_mul(2).min(PAUSES.1);
+        self.left = self.left.saturating_sub(1);
+        if self.limit == 1 {
+            if self.left == 0 {
+                (self.limit, self.left, self.gap) = (2, PAUSES.1, self.gap_without);
             }
-        } else if self.limit == 1 {
-            self.pause = self.pause.saturating_sub(1);
-            if self.pause == 0 {
-                self.limit = 2;
-            }
+        } else if quiet && held > 3 {
+            self.limit = held / 2;
+        } else if quiet || self.is_slower() {
+            (self.limit, self.left) = (1, self.next_pause);
+            self.next_pause = self.next_pause.saturating_mul(2).min(PAUSES.1);
+        } else if self.left == 0 {
+            (self.limit, self.left) = (1, PAUSES.0);
         } else if self.holds() && held >= self.limit {
             self.limit = self.limit.saturating_add(1).min(MOST_HELD);
-            self.next_pause = PAUSES.0;
+            if self.gap < self.gap_without {
+                self.next_pause = PAUSES.0;
+            }
         }
     }
 
@@ -133,11 +141,24 @@ impl Coalescing {
         self.limit > 1 && self.gap >= SHORTEST_GAP
     }
 
+    /// Whether requests come less often, clearly, than while none were held.
+    fn is_slower(&self) -> bool {
+        self.gap.saturating_mul(8) > self.gap_without.saturating_mul(9)
+    }
+
     /// For how much longer the oldest answer may be held.
-    fn left(&self, now: Instant) -> Duration {
+    fn rest(&self, now: Instant) -> Duration {
         let held = self.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         LONGEST_HOLD.saturating_sub(held)
     }
+}
+
+/// `average` of the last eight or so, after `count` more of `value` each. The first ones are the average.
+fn mean(average: Duration, value: Duration, count: u32) -> Duration {
+    let new = if average.is_zero() { 8 } else { count.min(8) };
+    let old = 8u32.saturating_sub(new);
+    let sum = average.saturating_mul(old).saturating_add(value.saturating_mul(new));
+    sum.checked_div(8).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -146,48 +167,64 @@ mod tests {
 
     const MICROSECOND: Duration = Duration::from_micros(1);
 
-    /// A driver that keeps up to `depth` requests under way and takes `gap` for each, and a device that
-    /// answers at once. Time passes only as they say.
+    /// Takes `gap` for a request, and as much for an interrupt.
+    struct Driver {
+        /// How many answers it waits for at most before it offers more.
+        depth: u32,
+        gap: Duration,
+        /// It finds answers by itself, without an interrupt.
+        looks: bool,
+    }
+
     struct Run {
-        now: Instant,
         interrupts: u32,
         /// Waits in which nothing came.
         in_vain: u32,
         /// The longest time that an answer was held.
         held: Duration,
+        time: Duration,
     }
 
-    fn run(requests: u32, depth: u32, gap: Duration) -> Run {
+    /// A device that answers at once. Time passes only as driver and device say.
+    fn run(requests: u32, driver: &Driver) -> Run {
+        let &Driver { depth, gap, looks } = driver;
         let mut it = Coalescing::new();
-        let mut run = Run { now: Instant::now(), interrupts: 0, in_vain: 0, held: Duration::ZERO };
-        // Of those under way, how many the driver was not told of, and since when.
-        let (mut untold, mut oldest, mut offered) = (0, None, 0);
-        let mut credit = gap; // Time that the driver had to offer the next.
+        let begin = Instant::now();
+        let mut now = begin;
+        let mut run = Run { interrupts: 0, in_vain: 0, held: Duration::ZERO, time: Duration::ZERO };
+        // Requests whose answers the driver has not seen, and when the oldest that is held was given.
+        let (mut under_way, mut oldest, mut offered) = (0, None, 0);
+        let mut free = gap; // Time that the driver had for more requests.
         while offered < requests {
             let mut came = 0;
-            while credit >= gap && untold < depth {
-                credit -= gap;
-                (came, untold) = (came + 1, untold + 1);
+            while free >= gap && under_way < depth {
+                free -= gap;
+                (came, under_way) = (came + 1, under_way + 1);
                 it.answered();
             }
+            if looks {
+                (under_way, free) = (0, Duration::ZERO);
+            }
             offered += came;
-            it.looked(came, run.now);
+            it.looked(came, now);
             if came > 0 {
-                oldest.get_or_insert(run.now);
+                oldest.get_or_insert(now);
             }
             // As the worker of a disk does.
-            if let Some(wait) = it.wait(came > 0, run.now) {
-                run.now += wait;
-                credit = if untold < depth { credit + wait } else { Duration::ZERO };
+            if let Some(wait) = it.wait(came > 0, now) {
+                now += wait;
+                free = if under_way < depth { free + wait } else { Duration::ZERO };
                 continue;
             }
             run.in_vain += u32::from(came == 0);
             run.interrupts += 1;
-            run.held = run.held.max(run.now.duration_since(oldest.take().unwrap()));
+            run.held = run.held.max(now.duration_since(oldest.take().unwrap()));
             it.told();
             // The device wakes with the next request.
-            (untold, credit, run.now) = (0, gap, run.now + gap);
+            (under_way, free) = (0, gap);
+            now += if looks { gap } else { gap * 2 };
         }
+        run.time = now - begin;
         run
     }
 
@@ -212,7 +249,7 @@ mod tests {
     #[test]
     fn a_driver_that_waits_for_each_answer_is_hardly_ever_delayed() {
         for gap in [100 * MICROSECOND, 300 * MICROSECOND, 3000 * MICROSECOND] {
-            let run = run(10_000, 1, gap);
+            let run = run(10_000, &Driver { depth: 1, gap, looks: false });
             assert_eq!(run.interrupts, 10_000);
             assert!((1..20).contains(&run.in_vain), "{}", run.in_vain);
             assert!(run.held <= LONGEST_WAIT);
@@ -223,7 +260,7 @@ mod tests {
     fn a_driver_that_goes_on_gets_few_interrupts() {
         for (depth, at_most) in [(4, 400), (8, 200), (32, 100), (256, 100)] {
             for gap in [60 * MICROSECOND, 200 * MICROSECOND] {
-                let run = run(1000, depth, gap);
+                let run = run(1000, &Driver { depth, gap, looks: false });
                 assert!(run.interrupts <= at_most, "depth {depth}: {}", run.interrupts);
                 assert!(run.held <= LONGEST_HOLD + gap, "depth {depth}: {:?}", run.held);
             }
@@ -231,8 +268,16 @@ mod tests {
     }
 
     #[test]
+    fn a_driver_that_finds_answers_by_itself_is_hardly_ever_delayed() {
+        for gap in [60 * MICROSECOND, 300 * MICROSECOND, 3000 * MICROSECOND] {
+            let run = run(10_000, &Driver { depth: 1, gap, looks: true });
+            assert!(run.time < 10_200 * gap, "{gap:?}: {:?}", run.time);
+        }
+    }
+
+    #[test]
     fn requests_in_quick_succession_are_not_held() {
-        let run = run(1000, 32, 10 * MICROSECOND);
+        let run = run(1000, &Driver { depth: 32, gap: 10 * MICROSECOND, looks: false });
         assert_eq!((run.interrupts, run.in_vain, run.held), (1000, 0, Duration::ZERO));
     }
 
