@@ -42,6 +42,12 @@ pub(crate) struct NetOptions {
     /// How long each job of iperf3 runs
     #[arg(long, default_value_t = 3)]
     seconds: u32,
+    /// Only the rows whose name contains this, like "TCP in"
+    #[arg(long, default_value = "", hide_default_value = true)]
+    row: String,
+    /// Only the monitors whose name contains this
+    #[arg(long, default_value = "", hide_default_value = true)]
+    monitor: String,
 }
 
 /// Measures disks, and prints a table.
@@ -54,13 +60,16 @@ pub(crate) fn disk(options: &DiskOptions) -> Result<ExitCode> {
 /// Measures networks, and prints tables: of the built-in guest on this host, and of Linux.
 pub(crate) fn net(options: &NetOptions) -> Result<ExitCode> {
     setup::network_programs()?;
-    if Kvm::probe() != Kvm::None {
+    let NetOptions { runs, seconds, row, monitor } = options;
+    let all = row.is_empty() && monitor.is_empty();
+    if all && Kvm::probe() != Kvm::None {
         let mut frames = cargo::cargo("run");
         frames.args(["--release", "--package", "sparkler-benches", "--bin", "net_frames"]);
         let status = frames.status().context("cannot run cargo")?;
         anyhow::ensure!(status.success(), "the bench of the built-in guest failed ({status})");
     }
-    run("net_linux", options.runs, options.seconds, &[])
+    let only = [format!("--row={row}"), format!("--monitor={monitor}")];
+    run("net_linux", *runs, *seconds, &only)
 }
 
 fn run(program: &str, runs: u32, seconds: u32, only: &[String]) -> Result<ExitCode> {

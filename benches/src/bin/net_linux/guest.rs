@@ -65,9 +65,9 @@ pub(crate) struct Figures {
     pub(crate) cpu: f64,
 }
 
-/// The script that does all jobs, one after another. The counters on this side are read at "begin" and
+/// The script that does these jobs, one after another. The counters on this side are read at "begin" and
 /// "end"; nothing is printed between them.
-pub(crate) fn script(seconds: u32) -> String {
+pub(crate) fn script(rows: &[&Row], seconds: u32) -> String {
     let mut script = format!(
         r#"
 set -- $(sed -n 's/.*\bip=\([^ ]*\).*/\1/p' /proc/cmdline | tr : ' ')
@@ -105,7 +105,7 @@ echoes() {{
 }}
 "#,
     );
-    for (row, Row { kind, words, .. }) in ROWS.iter().enumerate() {
+    for (row, Row { kind, words, .. }) in rows.iter().enumerate() {
         let job = match kind {
             Kind::Stream => "stream",
             Kind::Datagrams => "datagrams",
@@ -121,11 +121,16 @@ pub(crate) type Measured = Vec<(&'static str, Figures)>;
 
 /// Runs the jobs in a machine, with its console on standard output. Ends a machine of which nothing is
 /// heard for so long that it must have lost an interrupt.
-pub(crate) fn run(mut monitor: Command, patience: Duration, seconds: u32) -> Result<Measured> {
+pub(crate) fn run(
+    mut monitor: Command,
+    rows: &[&Row],
+    patience: Duration,
+    seconds: u32,
+) -> Result<Measured> {
     let name = monitor.get_program().display().to_string();
     let child = monitor.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| format!("{name}: {error}"))?;
-    let measured = tap_of(&mut child).and_then(|()| follow(&mut child, patience, seconds));
+    let measured = tap_of(&mut child).and_then(|()| follow(&mut child, rows, patience, seconds));
     // It may have ended by itself.
     child.kill()?;
     child.wait()?;
@@ -145,14 +150,15 @@ fn tap_of(monitor: &mut Child) -> Result<()> {
     set_up_tap()
 }
 
-fn follow(child: &mut Child, patience: Duration, seconds: u32) -> Result<Measured> {
+fn follow(child: &mut Child, rows: &[&Row], patience: Duration, seconds: u32) -> Result<Measured> {
     let console = child.stdout.take().ok_or("no console")?;
     let (sender, lines) = channel();
     thread::spawn(move || {
         BufReader::new(console).lines().map_while(io::Result::ok).try_for_each(|it| sender.send(it))
     });
     let (mut begin, mut end) = (0.0, 0.0);
-    let mut rows = ROWS.iter();
+    let count = rows.len();
+    let mut rows = rows.iter();
     let (mut measured, mut said) = (Vec::new(), String::new());
     loop {
         let line = match lines.recv_timeout(patience) {
@@ -175,7 +181,7 @@ fn follow(child: &mut Child, patience: Duration, seconds: u32) -> Result<Measure
                 let result: f64 = result.parse().map_err(|_| format!("the result {result:?}"))?;
                 measured.push((row.name, figures(row, result, end - begin, seconds)));
                 // What the machine does afterwards, a monitor's way of a reboot, is of no interest.
-                if measured.len() == ROWS.len() {
+                if measured.len() == count {
                     return Ok(measured);
                 }
             }

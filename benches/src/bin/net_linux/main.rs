@@ -30,32 +30,41 @@ const GUEST: &str = "10.0.0.2";
 
 fn main() -> Result<()> {
     let (mut runs, mut seconds) = (3, 3);
+    let (mut row, mut monitor) = (String::new(), String::new());
     for argument in std::env::args().skip(1) {
         match argument.split_once('=') {
             Some(("--runs", count)) => runs = count.parse()?,
             Some(("--seconds", count)) => seconds = count.parse()?,
+            // Only those whose name contains this.
+            Some(("--row", name)) => row = name.to_owned(),
+            Some(("--monitor", name)) => monitor = name.to_owned(),
             _ => {
-                return Err(
-                    format!("no flag {argument}; there are --runs=N and --seconds=N").into()
-                );
+                let flags = "--runs=N, --seconds=N, --row=NAME and --monitor=NAME";
+                return Err(format!("no flag {argument}; there are {flags}").into());
             }
         }
+    }
+    let rows: Vec<_> = ROWS.iter().filter(|it| it.name.contains(&row)).collect();
+    if rows.is_empty() {
+        let names = ROWS.map(|it| it.name).join("; ");
+        return Err(format!("no row has {row:?} in its name; there are {names}").into());
     }
     enter_namespace()?;
     let folder = tempfile::tempdir()?;
     let job = folder.path().join("job");
-    fs::write(&job, guest::script(seconds))?;
+    fs::write(&job, guest::script(&rows, seconds))?;
     let files = Files::new(folder.path(), &job)?;
 
     let patience = Duration::from_secs(60 + 4 * u64::from(seconds));
-    let monitors = Monitor::all();
+    let mut monitors = Monitor::all();
+    monitors.retain(|it| it.to_string().contains(&monitor));
     let mut figures: BTreeMap<(&str, Monitor), Vec<Figures>> = BTreeMap::new();
     for run in 1..=runs {
         for monitor in &monitors {
             eprintln!("run {run} of {runs}: {monitor}");
             // A server whose client was killed waits for it for ever: each machine has a new one.
             let _server = Server::start()?;
-            let measured = match guest::run(monitor.command(&files)?, patience, seconds) {
+            let measured = match guest::run(monitor.command(&files)?, &rows, patience, seconds) {
                 Ok(measured) => measured,
                 // The others can still be compared, and it has further runs.
                 Err(error) => {
@@ -63,7 +72,7 @@ fn main() -> Result<()> {
                     continue;
                 }
             };
-            if let Some(row) = ROWS.get(measured.len()) {
+            if let Some(row) = rows.get(measured.len()) {
                 println!("{monitor} stood still at {:?} and was ended", row.name);
             }
             for (row, measured) in measured {
@@ -74,7 +83,7 @@ fn main() -> Result<()> {
     println!("stock Linux, 1 vCPU, 512 MiB, tap, {seconds} s for each figure;");
     println!("medians of {runs} runs, the monitors taking turns; the ratio is ours to theirs\n");
     println!("{:18} {:22} {:>10} {:>18} {:>6} {:>10}", "", "", "", "", "ratio", "CPU");
-    for row in &ROWS {
+    for row in &rows {
         print_row(row, &monitors, &figures);
     }
     Ok(())
