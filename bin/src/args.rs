@@ -191,10 +191,10 @@ pub(crate) struct RunArgs {
     /// A network card: tap=NAME, user, or stream=PATH
     ///
     /// tap=NAME[,queues=N]: on a tap of this host, which is made if it is not there and we may.
-    /// user[,publish=[ADDRESS/]HOST:GUEST]...: without any rights, by passt, which must be installed;
-    /// the guest gets its address by DHCP, finds this host at its gateway's address, and is reached
-    /// at published TCP ports. stream=PATH: frames over a Unix socket, as QEMU's -netdev stream
-    /// speaks it. All of them: mac=ADDRESS (at random without it), mtu=N, pps=N and bps=SIZE: how many
+    /// user[,publish=[ADDRESS/]HOST:GUEST]...[,no-loopback]: without any rights, by passt, which must be
+    /// installed; the guest gets its address by DHCP, finds this host's loopback address at its
+    /// gateway's (not with no-loopback), and is reached at published TCP ports. stream=PATH: frames
+    /// over a Unix socket, as QEMU's -netdev stream speaks it. All of them: mac=ADDRESS (at random without it), mtu=N, pps=N and bps=SIZE: how many
     /// frames and bytes (K, M, G) may go each way in a second. A comma in PATH is written twice.
     #[arg(long = "net", value_name = "NETWORK[,OPTION]...", help_heading = "Devices")]
     pub(crate) nets: Vec<NetArg>,

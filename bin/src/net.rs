@@ -23,7 +23,7 @@ pub(crate) struct NetArg {
 enum Network {
     Tap { name: String, queues: u16 },
     Stream(PathBuf),
-    User(Vec<Publish>),
+    User { ports: Vec<Publish>, loopback: bool },
 }
 
 /// Why an interface has no network.
@@ -40,8 +40,9 @@ impl NetArg {
         let mut net = match &self.network {
             Network::Tap { name, queues } => Net::tap(name)?.queues(*queues)?,
             Network::Stream(path) => Net::stream(path)?,
-            Network::User(ports) => {
-                ports.iter().fold(Net::user(), |net, port| net.publish(*port)).start()?
+            Network::User { ports, loopback } => {
+                let user = Net::user().host_loopback(*loopback);
+                ports.iter().fold(user, |net, port| net.publish(*port)).start()?
             }
         };
         if let Some(mac) = self.mac {
@@ -75,7 +76,7 @@ impl Network {
                 Some(Self::Tap { name: name.to_owned(), queues: 1 })
             }
             Some(("stream", path)) if !path.is_empty() => Some(Self::Stream(path.into())),
-            None if text == "user" => Some(Self::User(Vec::new())),
+            None if text == "user" => Some(Self::User { ports: Vec::new(), loopback: true }),
             _ => None,
         }
     }
@@ -85,7 +86,9 @@ impl Network {
         match self {
             Self::Tap { .. } => ("tap", "mac=ADDRESS, mtu=N, pps=N, bps=SIZE, queues=N"),
             Self::Stream(_) => ("stream", "mac=ADDRESS, mtu=N, pps=N, bps=SIZE"),
-            Self::User(_) => ("user", "mac=ADDRESS, mtu=N, pps=N, bps=SIZE, publish=HOST:GUEST"),
+            Self::User { .. } => {
+                ("user", "mac=ADDRESS, mtu=N, pps=N, bps=SIZE, publish=HOST:GUEST, no-loopback")
+            }
         }
     }
 }
@@ -110,7 +113,10 @@ impl FromStr for NetArg {
                 }
                 ("bps", _) => net.bytes_per_second = bytes("bps", value)?,
                 ("queues", Network::Tap { queues, .. }) => *queues = number("queues", value)?,
-                ("publish", Network::User(ports)) => ports.push(parse("publish", value)?),
+                ("publish", Network::User { ports, .. }) => ports.push(parse("publish", value)?),
+                ("no-loopback", Network::User { loopback, .. }) if option == part => {
+                    *loopback = false;
+                }
                 (_, network) => {
                     let (network, right) = network.options();
                     return Err(NetArgError::Option { option: part, network, right });
@@ -147,7 +153,9 @@ mod tests {
 
         let user: NetArg = "user,publish=8080:80,publish=127.0.0.1/2222:22".parse().unwrap();
         let ports = ["8080:80", "127.0.0.1/2222:22"].map(|port| port.parse().unwrap());
-        assert_eq!(user.network, Network::User(ports.to_vec()));
+        assert_eq!(user.network, Network::User { ports: ports.to_vec(), loopback: true });
+        let alone: NetArg = "user,no-loopback".parse().unwrap();
+        assert_eq!(alone.network, Network::User { ports: Vec::new(), loopback: false });
     }
 
     #[test]
@@ -156,7 +164,15 @@ mod tests {
         for text in ["", "tap", "tap=", "stream", "user=me", "bridge=br0", "tap0"] {
             assert_eq!(error(text), NetArgError::Network(text.into()));
         }
-        for text in ["tap=t,publish=1:2", "user,queues=2", "stream=s,queues=2", "user,", "user,x"] {
+        for text in [
+            "tap=t,publish=1:2",
+            "user,queues=2",
+            "stream=s,queues=2",
+            "user,",
+            "user,x",
+            "user,no-loopback=1",
+            "tap=t,no-loopback",
+        ] {
             assert!(matches!(error(text), NetArgError::Option { .. }), "{text}");
         }
         for text in [

@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs::{self, File, Permissions};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
@@ -59,15 +59,8 @@ fn a_user_without_rights_has_dhcp_dns_and_connections_both_ways() {
     let server = TcpListener::bind("127.0.0.1:8000").unwrap();
     thread::spawn(move || serve(&server, "hello from the host"));
 
-    let root = host.root_disk();
-    let job = host.file("job", format!("#!/bin/sh -eu\n{SCRIPT}").as_bytes());
-    let (kernel, initrd) = (host.copy("SPARKLER_KERNEL"), host.copy("SPARKLER_INITRD"));
-    let mut words = vec!["run", &kernel, "--initrd", &initrd, "--rng"];
-    words.extend(["--cmdline", "console=ttyS0 quiet panic=-1 root=/dev/vda ro"]);
-    let (root, job) = (format!("{root},ro"), format!("{job},ro,serial=job"));
-    words.extend(["--disk", &root, "--disk", &job]);
-    words.extend(["--net", "user,publish=18080:80,publish=127.0.0.1/18081:81"]);
-    let mut child = host.sparkler(&words).stdout(Stdio::piped()).spawn().unwrap();
+    let net = "user,publish=18080:80,publish=127.0.0.1/18081:81";
+    let mut child = host.debian(SCRIPT, net).stdout(Stdio::piped()).spawn().unwrap();
     let mut console = BufReader::new(child.stdout.take().unwrap());
     let mut said = String::new();
     while !said.ends_with("serving\r\n") && !said.ends_with("serving\n") {
@@ -88,6 +81,23 @@ fn a_user_without_rights_has_dhcp_dns_and_connections_both_ways() {
     });
     assert_eq!(ended.code(), Some(0), "{said}");
     retry(|| (passts() == 0).then_some(()));
+}
+
+#[test]
+#[ignore = "needs the lab"]
+fn the_loopback_address_can_be_kept_from_the_guest() {
+    let host = Host::enter();
+    let server = TcpListener::bind("127.0.0.1:8000").unwrap();
+    server.set_nonblocking(true).unwrap();
+    let script = SCRIPT.split_once("busybox nslookup").unwrap().0;
+    // Nobody answers at the gateway's address, neither with a connection nor with a refusal.
+    let script = format!(
+        "{script}! busybox wget -T 3 -q -O - http://$(cat /run/router):8000/\necho unreachable\n"
+    );
+    let output = host.debian(&script, "user,no-loopback").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("unreachable"), "{output:?}");
+    assert_eq!(server.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
 }
 
 #[test]
@@ -203,6 +213,18 @@ impl Host {
         let mut command = Command::new(self.path("sparkler"));
         command.args(words).uid(USER).gid(USER).current_dir("/").stdin(Stdio::null());
         command
+    }
+
+    /// `sparkler` with a Debian that does `script` on a network.
+    fn debian(&self, script: &str, net: &str) -> Command {
+        let root = format!("{},ro", self.root_disk());
+        let job = self.file("job", format!("#!/bin/sh -eu\n{script}").as_bytes());
+        let job = format!("{job},ro,serial=job");
+        let (kernel, initrd) = (self.copy("SPARKLER_KERNEL"), self.copy("SPARKLER_INITRD"));
+        let mut words = vec!["run", &kernel, "--initrd", &initrd, "--rng"];
+        words.extend(["--cmdline", "console=ttyS0 quiet panic=-1 root=/dev/vda ro"]);
+        words.extend(["--disk", &root, "--disk", &job, "--net", net]);
+        self.sparkler(&words)
     }
 
     /// The line that says why nothing was started.

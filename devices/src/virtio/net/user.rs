@@ -21,12 +21,20 @@ const NO_SYSLOG: &str = "to syslog";
 ///
 /// The guest sees a network of its own with this host's address in it: `passt` answers DHCP, DHCPv6, NDP
 /// and DNS as this host's own set-up says, and makes each connection of the guest one of this user's. The
-/// host itself, with its loopback address, is where the guest's default gateway is. Nobody reaches the
-/// guest but by ports that were [published](Self::publish). The host needs a default route.
-#[derive(Debug, Clone, Default)]
+/// host itself, with its loopback address, is where the guest's default gateway is, unless
+/// [`host_loopback`](Self::host_loopback) says otherwise. Nobody reaches the guest but by ports that were
+/// [published](Self::publish). The host needs a default route.
+#[derive(Debug, Clone)]
 #[must_use = "nothing begins before start()"]
 pub struct UserNet {
     published: Vec<Publish>,
+    host_loopback: bool,
+}
+
+impl Default for UserNet {
+    fn default() -> Self {
+        Self { published: Vec::new(), host_loopback: true }
+    }
 }
 
 impl Net {
@@ -47,6 +55,15 @@ impl UserNet {
     /// Hands on what comes to a port of this host. May be called again, for further ports.
     pub fn publish(mut self, port: impl Into<Publish>) -> Self {
         self.published.push(port.into());
+        self
+    }
+
+    /// Whether the guest reaches what listens on this host's loopback address, at the address of its
+    /// default gateway. By default it does. Without, a guest that is not trusted finds no services there
+    /// that were meant for this host alone; nor a name server, if this host's own listens there only.
+    /// Other addresses of this host it reaches as any machine of the network does.
+    pub fn host_loopback(mut self, reachable: bool) -> Self {
+        self.host_loopback = reachable;
         self
     }
 
@@ -75,6 +92,9 @@ impl UserNet {
         let mut passt = Command::new(program);
         // It quits when its socket is closed; and it goes into the background once it is ready.
         passt.args(["--quiet", "--fd", &theirs.as_raw_fd().to_string()]);
+        if !self.host_loopback {
+            passt.arg("--no-map-gw");
+        }
         for port in &self.published {
             passt.arg("--tcp-ports").arg(port.to_string());
         }
@@ -190,6 +210,9 @@ fn reason(stderr: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -212,6 +235,25 @@ mod tests {
         let refused = start("false");
         assert!(matches!(&refused, UserNetError::Refused(why) if why == "it does not say why"));
         assert_eq!(reason(b"Failed to send 31 bytes to syslog\nno\n way \n"), "no; way");
+    }
+
+    #[test]
+    fn passt_is_told_what_was_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let program = folder.path().join("passt");
+        std::fs::write(&program, "#!/bin/sh\necho \"$*\" >&2; exit 1\n").unwrap();
+        std::fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        // Another test's child may have it open for writing yet.
+        let told = |net: UserNet| loop {
+            match net.start_program(program.as_os_str()).unwrap_err() {
+                UserNetError::Start(error) if error.kind() == io::ErrorKind::ExecutableFileBusy => {
+                }
+                UserNetError::Refused(words) => return words,
+                error => panic!("{error:?}"),
+            }
+        };
+        assert!(!told(Net::user()).contains("--no-map-gw"));
+        assert!(told(Net::user().host_loopback(false)).contains(" --no-map-gw"));
     }
 
     #[test]
