@@ -21,7 +21,7 @@ pub(crate) struct NetArg {
 /// What it is connected to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Network {
-    Tap { name: String, queues: u16 },
+    Tap { name: String, queues: u16, vhost: bool },
     Stream(PathBuf),
     User { ports: Vec<Publish>, loopback: bool },
 }
@@ -38,7 +38,10 @@ pub(crate) enum OpenError {
 impl NetArg {
     pub(crate) fn open(&self) -> Result<Net, OpenError> {
         let mut net = match &self.network {
-            Network::Tap { name, queues } => Net::tap(name)?.queues(*queues)?,
+            Network::Tap { name, queues, vhost } => {
+                let tap = Net::tap(name)?.queues(*queues)?;
+                if *vhost { tap.vhost()? } else { tap }
+            }
             Network::Stream(path) => Net::stream(path)?,
             Network::User { ports, loopback } => {
                 let user = Net::user().host_loopback(*loopback);
@@ -73,7 +76,7 @@ impl Network {
     fn parse(text: &str) -> Option<Self> {
         match text.split_once('=') {
             Some(("tap", name)) if !name.is_empty() => {
-                Some(Self::Tap { name: name.to_owned(), queues: 1 })
+                Some(Self::Tap { name: name.to_owned(), queues: 1, vhost: false })
             }
             Some(("stream", path)) if !path.is_empty() => Some(Self::Stream(path.into())),
             None if text == "user" => Some(Self::User { ports: Vec::new(), loopback: true }),
@@ -84,7 +87,7 @@ impl Network {
     /// Its name, and the options that it has.
     fn options(&self) -> (&'static str, &'static str) {
         match self {
-            Self::Tap { .. } => ("tap", "mac=ADDRESS, mtu=N, pps=N, bps=SIZE, queues=N"),
+            Self::Tap { .. } => ("tap", "mac=ADDRESS, mtu=N, pps=N, bps=SIZE, queues=N, vhost"),
             Self::Stream(_) => ("stream", "mac=ADDRESS, mtu=N, pps=N, bps=SIZE"),
             Self::User { .. } => {
                 ("user", "mac=ADDRESS, mtu=N, pps=N, bps=SIZE, publish=HOST:GUEST, no-loopback")
@@ -113,6 +116,7 @@ impl FromStr for NetArg {
                 }
                 ("bps", _) => net.bytes_per_second = bytes("bps", value)?,
                 ("queues", Network::Tap { queues, .. }) => *queues = number("queues", value)?,
+                ("vhost", Network::Tap { vhost, .. }) if option == part => *vhost = true,
                 ("publish", Network::User { ports, .. }) => ports.push(parse("publish", value)?),
                 ("no-loopback", Network::User { loopback, .. }) if option == part => {
                     *loopback = false;
@@ -143,7 +147,9 @@ mod tests {
         let text = "tap=tap0,queues=2,mtu=9000,mac=02:00:00:00:00:07,bps=10M,pps=500";
         let tap: NetArg = text.parse().unwrap();
         assert_eq!((tap.bytes_per_second, tap.packets_per_second), (10 << 20, 500));
-        assert_eq!(tap.network, Network::Tap { name: "tap0".into(), queues: 2 });
+        assert_eq!(tap.network, Network::Tap { name: "tap0".into(), queues: 2, vhost: false });
+        let fast: NetArg = "tap=tap0,vhost".parse().unwrap();
+        assert_eq!(fast.network, Network::Tap { name: "tap0".into(), queues: 1, vhost: true });
         assert_eq!(tap.mtu, Some(9000));
         assert_eq!(tap.mac, Some("02:00:00:00:00:07".parse().unwrap()));
 
@@ -172,6 +178,8 @@ mod tests {
             "user,x",
             "user,no-loopback=1",
             "tap=t,no-loopback",
+            "tap=t,vhost=on",
+            "user,vhost",
         ] {
             assert!(matches!(error(text), NetArgError::Option { .. }), "{text}");
         }

@@ -95,9 +95,17 @@ impl Slot {
     /// Notifications go through KVM to the device's thread, without leaving the kernel.
     pub(crate) fn connect(&self, vm: &VmFd) -> Result<(), KvmError> {
         let notify = self.place.address.saturating_add(MmioTransport::QUEUE_NOTIFY);
-        // One descriptor for all queues: whatever value is written there.
-        vm.register_ioevent(self.transport.notify_fd(), &IoEventAddress::Mmio(notify), NoDatamatch)
-            .map_err(KvmError::ioctl("KVM_IOEVENTFD"))?;
+        let notify = IoEventAddress::Mmio(notify);
+        let kicks = self.transport.kick_fds();
+        let connected = if kicks.is_empty() {
+            // One descriptor for all queues: whatever value is written there.
+            vm.register_ioevent(self.transport.notify_fd(), &notify, NoDatamatch)
+        } else {
+            // What is written for other queues, or not as four bytes, comes by the bus.
+            let mut kicks = (0u32..).zip(kicks);
+            kicks.try_for_each(|(queue, kick)| vm.register_ioevent(kick, &notify, queue))
+        };
+        connected.map_err(KvmError::ioctl("KVM_IOEVENTFD"))?;
         self.line.connect(vm)
     }
 }

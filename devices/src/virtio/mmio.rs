@@ -81,7 +81,7 @@ impl MmioTransport {
     /// Puts `device` on a transport. No thread is started before the driver says `DRIVER_OK`.
     ///
     /// # Errors
-    /// If no eventfd can be made, or with a [`QueueSizeError`] inside.
+    /// If no eventfd can be made, or with a [`QueueSizeError`] or what [`VirtioDevice::check`] says inside.
     pub fn new(
         device: Box<dyn VirtioDevice>,
         memory: GuestMemoryMmap,
@@ -95,11 +95,12 @@ impl MmioTransport {
         });
         let queues = queues.collect::<Result<_, QueueSizeError>>();
         let queues = queues.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+        device.check().map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
         Ok(Self {
             device_type: device.device_type(),
             config: device.config(),
             counters: device.counters(),
-            shared: Arc::new(Shared::new(interrupt)?),
+            shared: Arc::new(Shared::new(interrupt, device.kicks())?),
             memory: Arc::new(memory),
             state: Mutex::new(State {
                 status: 0,
@@ -117,10 +118,18 @@ impl MmioTransport {
 
     /// What a write to `QueueNotify` signals. The machine connects it there, whatever value is
     /// written, so that a notification does not leave the kernel; a write that arrives by
-    /// [`BusDevice::write`] does the same.
+    /// [`BusDevice::write`] does the same. But see [`kick_fds`](Self::kick_fds).
     #[must_use]
     pub fn notify_fd(&self) -> &EventFd {
         &self.shared.notify
+    }
+
+    /// What a write of 0, 1, … to `QueueNotify` signals, if the device has these
+    /// ([`VirtioDevice::kicks`]). The machine connects them, each with its value, in place of
+    /// [`notify_fd`](Self::notify_fd); a write that arrives by [`BusDevice::write`] is for any queue.
+    #[must_use]
+    pub fn kick_fds(&self) -> &[EventFd] {
+        &self.shared.kicks
     }
 
     /// The device's type number.
@@ -230,7 +239,7 @@ impl MmioTransport {
 
     fn write_register(&self, offset: u32, value: u32) {
         match offset {
-            reg::VIRTIO_MMIO_QUEUE_NOTIFY => self.shared.wake(),
+            reg::VIRTIO_MMIO_QUEUE_NOTIFY => self.shared.notify(value),
             reg::VIRTIO_MMIO_INTERRUPT_ACK => self.shared.acknowledge(value),
             reg::VIRTIO_MMIO_STATUS => self.write_status(value),
             reg::VIRTIO_MMIO_QUEUE_READY => self.write_queue_ready(value),

@@ -121,6 +121,22 @@ pub trait VirtioDevice: Send + 'static {
     /// descriptors than that.
     fn queue_sizes(&self) -> &[u16];
 
+    /// How many of its queues, from the first on, have a notification of their own, which
+    /// [`Session::kick`] gives away: for a device whose queues are served by somebody else, such as the
+    /// host's kernel. Notifications of these queues do not end [`Session::wait`]. Asked once, when the device
+    /// is put on a transport.
+    fn kicks(&self) -> u16 {
+        0
+    }
+
+    /// Whether the device can be used as it was set up. Asked once, when it is put on a transport.
+    ///
+    /// # Errors
+    /// Anything: it is why the machine cannot be built.
+    fn check(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(())
+    }
+
     /// The configuration space. Asked once, when the device is put on a transport.
     fn config(&self) -> Arc<dyn ConfigSpace> {
         Arc::new(ConfigBytes::default())

@@ -116,6 +116,22 @@ impl Session {
         self.poller.is_ready(index.saturating_add(1))
     }
 
+    /// What is signalled when the driver notifies of a queue, if that has a notification of its own
+    /// ([`VirtioDevice::kicks`](super::VirtioDevice::kicks)); an eventfd. Notifications from before
+    /// `DRIVER_OK` are in it.
+    #[must_use]
+    pub fn kick(&self, queue: u16) -> Option<BorrowedFd<'_>> {
+        self.shared.kicks.get(usize::from(queue)).map(sys::borrow)
+    }
+
+    /// Tells the driver that buffers of a queue were used, by somebody else than a [`Queue`].
+    ///
+    /// # Errors
+    /// That of the interrupt's file descriptor.
+    pub fn used(&self) -> io::Result<()> {
+        self.shared.interrupt_used()
+    }
+
     /// Tells the driver that the configuration space has changed (virtio 1.2, 2.5.3 and 4.2.2).
     ///
     /// # Errors

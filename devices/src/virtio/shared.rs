@@ -14,6 +14,8 @@ use crate::Interrupt;
 pub(super) struct Shared {
     /// Wakes the device: the driver's notification, a [`Waker`](super::Waker), or the end.
     pub(super) notify: EventFd,
+    /// Notifications of the first queues, if they have their own.
+    pub(super) kicks: Vec<EventFd>,
     interrupt: Box<dyn Interrupt>,
     interrupt_status: AtomicU32,
     needs_reset: AtomicBool,
@@ -25,9 +27,11 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(interrupt: Box<dyn Interrupt>) -> io::Result<Self> {
+    pub(super) fn new(interrupt: Box<dyn Interrupt>, kicks: u16) -> io::Result<Self> {
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         Ok(Self {
-            notify: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
+            notify: event()?,
+            kicks: (0..kicks).map(|_| event()).collect::<io::Result<_>>()?,
             interrupt,
             interrupt_status: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
@@ -39,6 +43,15 @@ impl Shared {
         })
     }
 
+    /// The driver notifies of a queue.
+    pub(super) fn notify(&self, queue: u32) {
+        match usize::try_from(queue).ok().and_then(|queue| self.kicks.get(queue)) {
+            // As below.
+            Some(kick) => drop(kick.write(1)),
+            None => self.wake(),
+        }
+    }
+
     /// Wakes the device's thread. It can fail only if 2^64 notifications are pending: awake enough.
     pub(super) fn wake(&self) {
         let _ = self.notify.write(1);
@@ -47,6 +60,12 @@ impl Shared {
     /// Forgets pending notifications.
     pub(super) fn drain(&self) {
         let _ = self.notify.read(); // Fails if there are none.
+    }
+
+    /// The same, of all queues.
+    fn drain_all(&self) {
+        self.drain();
+        self.kicks.iter().for_each(|kick| drop(kick.read()));
     }
 
     /// The device has used buffers (virtio 1.2, 4.2.2, `InterruptStatus` bit 0).
@@ -88,7 +107,7 @@ impl Shared {
     /// To the state after a reset, once no thread of the device is left.
     pub(super) fn reset(&self) {
         self.resets.fetch_add(1, Ordering::Relaxed);
-        self.drain();
+        self.drain_all();
         self.interrupt_status.store(0, Ordering::SeqCst);
         self.needs_reset.store(false, Ordering::SeqCst);
     }

@@ -44,6 +44,7 @@ impl Files {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Monitor {
     Sparkler,
+    SparklerVhost,
     Qemu,
     /// Frames go between the tap and the guest's memory in the kernel.
     QemuVhost,
@@ -54,6 +55,7 @@ impl fmt::Display for Monitor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Sparkler => "sparkler",
+            Self::SparklerVhost => "sparkler, vhost",
             Self::Qemu => "QEMU microvm",
             Self::QemuVhost => "QEMU microvm, vhost",
             Self::Firecracker => "Firecracker",
@@ -65,13 +67,17 @@ impl Monitor {
     /// All that this host has.
     pub(crate) fn all() -> Vec<Self> {
         let mut monitors = vec![Self::Sparkler];
+        let vhost = Path::new("/dev/vhost-net").exists();
+        if vhost {
+            monitors.push(Self::SparklerVhost);
+        } else {
+            println!("there is no /dev/vhost-net: nobody has vhost");
+        }
         let mut qemu = Command::new("qemu-system-x86_64");
         if qemu.arg("--version").stdout(Stdio::null()).status().is_ok_and(|it| it.success()) {
             monitors.push(Self::Qemu);
-            if Path::new("/dev/vhost-net").exists() {
+            if vhost {
                 monitors.push(Self::QemuVhost);
-            } else {
-                println!("there is no /dev/vhost-net: nobody has vhost");
             }
         } else {
             println!("QEMU is not installed and does not take part");
@@ -84,7 +90,8 @@ impl Monitor {
 
     pub(crate) fn command(self, files: &Files) -> Result<Command> {
         match self {
-            Self::Sparkler => Ok(sparkler(files)),
+            Self::Sparkler => Ok(sparkler(files, "")),
+            Self::SparklerVhost => Ok(sparkler(files, ",vhost")),
             Self::Qemu => Ok(qemu(files, "off")),
             Self::QemuVhost => Ok(qemu(files, "on")),
             Self::Firecracker => firecracker(files),
@@ -92,7 +99,7 @@ impl Monitor {
     }
 }
 
-fn sparkler(files: &Files) -> Command {
+fn sparkler(files: &Files, option: &str) -> Command {
     let mut command = Command::new("sparkler");
     command.arg("run").arg(&files.kernel).arg("--initrd").arg(&files.initrd);
     command.args(["--cmdline", &cmdline(), "-m", "512M"]);
@@ -101,7 +108,7 @@ fn sparkler(files: &Files) -> Command {
         disk.push(options);
         command.arg("--disk").arg(disk);
     }
-    command.args(["--net", &format!("tap={TAP},mac={MAC}")]);
+    command.args(["--net", &format!("tap={TAP},mac={MAC}{option}")]);
     command
 }
 

@@ -99,7 +99,7 @@ impl MockRing {
     /// # Errors
     /// What is wrong with the ring.
     pub fn activate(&self, features: u64, interrupt: &MockInterrupt) -> Result<Queue, QueueError> {
-        let shared = Arc::new(Shared::new(Box::new(interrupt.clone())).unwrap());
+        let shared = Arc::new(Shared::new(Box::new(interrupt.clone()), 0).unwrap());
         let mut setup = QueueSetup::new(0, self.size);
         setup.descriptors = self.descriptors().0;
         setup.driver = self.available().0;

@@ -117,6 +117,14 @@ pub trait NetBackend: Send + 'static {
         Ok(())
     }
 
+    /// Whether it is still there, for when somebody else than the card moves the frames.
+    ///
+    /// # Errors
+    /// Any error means that it is gone.
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// What is readable when [`receive`](Self::receive) has a frame, and writable when
     /// [`send`](Self::send) and [`flush`](Self::flush) would not block.
     fn fd(&self) -> Option<BorrowedFd<'_>> {

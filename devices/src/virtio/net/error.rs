@@ -73,6 +73,26 @@ pub enum NetError {
         /// Its number.
         fd: i32,
     },
+    /// There is no `/dev/vhost-net`.
+    #[error(
+        "there is no /dev/vhost-net: load the module vhost_net (modprobe vhost_net), and in a container \
+         pass the device in"
+    )]
+    VhostMissing,
+    /// `/dev/vhost-net` is there, but this user may not use it.
+    #[error(
+        "no permission on /dev/vhost-net: give this user, or its group, the right to read and write it"
+    )]
+    VhostPermission,
+    /// `/dev/vhost-net` cannot be opened or used for another reason.
+    #[error("cannot use /dev/vhost-net")]
+    VhostOpen(#[source] io::Error),
+    /// vhost-net serves cards on taps only.
+    #[error("vhost-net can serve a card on a tap, not one on another network")]
+    VhostNoTap,
+    /// Frames that the host's kernel moves cannot be counted here, so not be limited.
+    #[error("a card that vhost-net serves can have no rate limit: set one of the two")]
+    VhostRateLimit,
     /// Nobody listens at a socket.
     #[error("cannot connect to the socket {}", path.display())]
     Connect {

@@ -40,8 +40,11 @@ mod sys;
 mod tap;
 mod transmit;
 mod user;
+mod vhost;
+mod vhost_sys;
 mod worker;
 
+use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -69,6 +72,7 @@ use super::{ConfigSpace, Counters, DeviceError, Session, VirtioDevice};
 use config::Config;
 use rate_limit::Limiter;
 use state::State;
+use vhost::Vhost;
 
 /// Chains that each queue can hold.
 const QUEUE_SIZE: u16 = 256;
@@ -90,6 +94,8 @@ pub struct NetDevice {
     /// They outlive sessions: a reset forgives no debt.
     send_limiter: Option<Limiter>,
     receive_limiter: Option<Limiter>,
+    /// Who serves the queues, if not this device.
+    vhost: Option<Vhost>,
     state: Arc<State>,
 }
 
@@ -97,7 +103,7 @@ impl NetDevice {
     /// The device for `net`.
     #[must_use]
     pub fn new(net: Net) -> Self {
-        let Net { backends, mac, mtu, rate_limit, state, .. } = net;
+        let Net { backends, mac, mtu, rate_limit, vhost, state, .. } = net;
         // Two for each pair, and the control queue.
         let queues = backends.len().saturating_mul(2).saturating_add(1);
         let common = |of: fn(&dyn NetBackend) -> Offloads| {
@@ -112,6 +118,7 @@ impl NetDevice {
             mtu,
             send_limiter: Limiter::new(rate_limit, Instant::now()),
             receive_limiter: Limiter::new(rate_limit, Instant::now()),
+            vhost,
             state,
         }
     }
@@ -157,6 +164,19 @@ impl VirtioDevice for NetDevice {
         &self.queue_sizes
     }
 
+    fn kicks(&self) -> u16 {
+        // Not the control queue, which is ours.
+        if self.vhost.is_some() { self.queue_pairs().saturating_mul(2) } else { 0 }
+    }
+
+    fn check(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let limited = self.send_limiter.is_some() || self.receive_limiter.is_some();
+        if self.vhost.is_some() && limited {
+            return Err(NetError::VhostRateLimit.into());
+        }
+        Ok(())
+    }
+
     fn config(&self) -> Arc<dyn ConfigSpace> {
         Arc::new(Config {
             state: Arc::clone(&self.state),
@@ -180,6 +200,7 @@ impl fmt::Debug for NetDevice {
             .field("queue_pairs", &self.backends.len())
             .field("mac", &self.mac)
             .field("mtu", &self.mtu)
+            .field("vhost", &self.vhost.is_some())
             .finish_non_exhaustive()
     }
 }

@@ -89,6 +89,10 @@ impl Receive {
         }
     }
 
+    pub(super) fn into_queue(self) -> Queue {
+        self.queue
+    }
+
     /// The backend may have frames.
     pub(super) fn set_ready(&mut self) {
         self.ready = true;

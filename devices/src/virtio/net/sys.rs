@@ -1,4 +1,5 @@
-//! The system calls of a network card that std has no safe face for. All its `unsafe` is here.
+//! The system calls of a network card that std has no safe face for. Its `unsafe` is here and in
+//! `vhost_sys`.
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;

@@ -137,6 +137,10 @@ impl NetBackend for Tap {
         }
     }
 
+    fn check(&self) -> io::Result<()> {
+        sys::interface_flags(self.queue.as_fd()).map(drop)
+    }
+
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.queue.as_fd())
     }

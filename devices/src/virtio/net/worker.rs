@@ -15,14 +15,15 @@ use super::offloads::Offloads;
 use super::rate_limit::Limiter;
 use super::receive::Receive;
 use super::state::State;
-use super::transmit::{Moved, Transmit};
+use super::transmit::{self, Moved, Transmit};
+use super::vhost::{Events, Vhost, VhostError, VhostPair};
 use super::{NetDevice, has};
 
 /// Serves the card until the session ends.
 pub(super) fn run(device: &mut NetDevice, session: &mut Session) -> Result<(), DeviceError> {
     let features = session.features();
     let longest = device.longest_frame();
-    let NetDevice { backends, mac, state, send_limiter, receive_limiter, .. } = device;
+    let NetDevice { backends, mac, state, send_limiter, receive_limiter, vhost, .. } = device;
     state.begin_session(session.waker(), has(features, VIRTIO_NET_F_GUEST_ANNOUNCE));
     let mut queues = session.take_queues();
     let control = control_index(features, backends.len());
@@ -30,8 +31,14 @@ pub(super) fn run(device: &mut NetDevice, session: &mut Session) -> Result<(), D
     let pairs = (0u16..).zip(backends);
     let pairs =
         pairs.map(|(index, backend)| Pair::new(index, backend, &mut queues, features, longest));
+    let mut pairs: Vec<_> = pairs.collect();
+    let events = match vhost {
+        Some(vhost) => Some(hand_over(&mut pairs, vhost, session)?),
+        None => None,
+    };
     let card = Card {
-        pairs: pairs.collect(),
+        pairs,
+        events,
         filter: Filter::new(*mac),
         offloads: Offloads::NONE,
         carrier: None,
@@ -51,6 +58,22 @@ fn control_index(features: u64, pairs: usize) -> Option<u16> {
     index.filter(|_| has(features, VIRTIO_NET_F_CTRL_VQ))
 }
 
+/// Gives the queues to the kernel.
+fn hand_over<'a>(
+    pairs: &mut [Pair<'a>],
+    vhost: &'a mut Vhost,
+    session: &Session,
+) -> io::Result<&'a Events> {
+    let Vhost { pairs: vhosts, events } = vhost;
+    for (pair, vhost) in pairs.iter_mut().zip(vhosts) {
+        let receive = pair.receive.take().map(Receive::into_queue);
+        let transmit = pair.transmit.take().map(Transmit::into_queue);
+        vhost.set_up(session, [receive, transmit], events)?;
+        pair.vhost = Some(vhost);
+    }
+    Ok(events)
+}
+
 fn take(queues: &mut Vec<Queue>, index: u16) -> Option<Queue> {
     let position = queues.iter().position(|queue| queue.index() == index)?;
     Some(queues.swap_remove(position))
@@ -63,6 +86,8 @@ struct Pair<'a> {
     /// None if the driver left the queue out.
     receive: Option<Receive>,
     transmit: Option<Transmit>,
+    /// Who has both queues, if not we.
+    vhost: Option<&'a mut VhostPair>,
     /// The driver uses it.
     active: bool,
 }
@@ -85,6 +110,7 @@ impl<'a> Pair<'a> {
             receive: take(queues, first)
                 .map(|queue| Receive::new(queue, mergeable, receive, longest)),
             transmit: take(queues, first.saturating_add(1)).map(|queue| Transmit::new(queue, send)),
+            vhost: None,
             // More than one only when the driver says so.
             active: index == 0,
         }
@@ -109,6 +135,13 @@ impl<'a> Pair<'a> {
             more |= self.take_in(moved);
         }
         Ok(more)
+    }
+
+    /// Lets the kernel work on the queues, if it has them, or stand still.
+    fn run_vhost(&mut self, run: bool) -> io::Result<()> {
+        let Some(vhost) = &mut self.vhost else { return Ok(()) };
+        let backend = self.backend.as_ref().filter(|_| run && self.active);
+        vhost.run(backend.and_then(|backend| backend.fd()))
     }
 
     fn take_in(&mut self, moved: Moved) -> bool {
@@ -173,9 +206,18 @@ impl<'a> Pair<'a> {
     }
 }
 
+impl Drop for Pair<'_> {
+    /// The kernel must not touch the driver's memory after the session.
+    fn drop(&mut self) {
+        let _ = self.run_vhost(false); // It does not, in any case.
+    }
+}
+
 /// All pairs, and what the driver commands.
 struct Card<'a> {
     pairs: Vec<Pair<'a>>,
+    /// What the kernel has to tell, if it serves the queues.
+    events: Option<&'a Events>,
     filter: Filter,
     /// What may be left undone in frames that the driver receives.
     offloads: Offloads,
@@ -200,6 +242,9 @@ impl Card<'_> {
     fn try_set_pairs(&mut self, count: usize) -> io::Result<()> {
         for (index, pair) in self.pairs.iter_mut().enumerate() {
             let active = index < count;
+            if !active {
+                pair.run_vhost(false)?;
+            }
             if let Some(backend) = pair.backend.as_mut().filter(|_| active != pair.active) {
                 backend.set_active(active)?;
             }
@@ -224,6 +269,35 @@ impl Card<'_> {
 
     fn active_pairs(&self) -> usize {
         self.pairs.iter().filter(|pair| pair.active).count()
+    }
+
+    /// Lets the kernel serve the queues as long as there is a link.
+    fn run_vhost(&mut self, run: bool) -> io::Result<()> {
+        let run = run && self.state.link();
+        self.pairs.iter_mut().try_for_each(|pair| pair.run_vhost(run))
+    }
+
+    /// Passes on what the kernel tells.
+    fn hear_vhost(&mut self, session: &Session) -> Result<(), DeviceError> {
+        let Some(events) = self.events else { return Ok(()) };
+        if events.take_call() {
+            session.used()?;
+        }
+        if events.take_error() {
+            let mut gone = false;
+            for pair in self.pairs.iter_mut().filter(|pair| pair.active) {
+                if let Some(Err(error)) = pair.backend.as_ref().map(|backend| backend.check()) {
+                    transmit::gone(&error);
+                    pair.run_vhost(false)?;
+                    *pair.backend = None;
+                    gone = true;
+                }
+            }
+            if !gone {
+                return Err(DeviceError::Driver(Box::new(VhostError)));
+            }
+        }
+        Ok(())
     }
 
     /// The cable is as good as unplugged if there is nothing at its other end.
@@ -296,7 +370,10 @@ impl Worker<'_> {
 
     /// Lets each queue do something. Whether there may be more.
     fn work(&mut self) -> Result<bool, DeviceError> {
-        if self.session.is_stopping() || self.session.is_pausing() {
+        let halts = self.session.is_stopping() || self.session.is_pausing();
+        self.card.run_vhost(!halts)?;
+        self.card.hear_vhost(self.session)?;
+        if halts {
             return Ok(false);
         }
         if self.card.state.take_changed() {
@@ -337,7 +414,8 @@ impl Worker<'_> {
         let until = self.card.pairs.iter().filter_map(Pair::held_until).min();
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
         let interests = self.card.pairs.iter().filter_map(Pair::interest);
-        self.session.wait_for(interests, timeout)
+        let events = self.card.events.into_iter().flat_map(Events::interests);
+        self.session.wait_for(interests.chain(events), timeout)
     }
 
     /// Lets the backends go on that the wait ended for.
