@@ -1,6 +1,8 @@
 //! A driver of network cards for tests, and what is at the other end of the cable.
 #![allow(dead_code)] // Each test file uses its own part of it.
 
+pub(crate) mod tap;
+
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::BorrowedFd;

@@ -15,8 +15,10 @@ pub(crate) const GUEST6: &str = "fd00::2";
 /// From now on the calling thread, and whatever it starts, is in a network namespace of its own, with
 /// nothing but a loopback interface.
 pub(crate) fn enter_namespace() {
-    if !Path::new("/dev/net/tun").exists() {
-        run("modprobe", "tun");
+    for (device, module) in [("/dev/net/tun", "tun"), ("/dev/vhost-net", "vhost_net")] {
+        if !Path::new(device).exists() {
+            run("modprobe", module);
+        }
     }
     // SAFETY: nothing but the network namespace of this thread changes; file descriptors stay shared.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();

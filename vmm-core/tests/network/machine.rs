@@ -75,6 +75,10 @@ impl Machine {
         Self { running, lines, said: String::new(), _job: job }
     }
 
+    pub(crate) fn running(&self) -> &RunningVm {
+        &self.running
+    }
+
     /// Waits until the guest waits for the test, which is at `what`.
     #[track_caller]
     pub(crate) fn meet(&mut self, what: &str) {

@@ -18,6 +18,7 @@ mod away;
 mod bulk;
 mod checksums;
 mod queues;
+mod vhost;
 
 /// `much` if there is time for it, by `SPARKLER_THOROUGH`.
 fn amount(usual: u64, much: u64) -> u64 {

@@ -371,12 +371,13 @@ impl Worker<'_> {
     /// Lets each queue do something. Whether there may be more.
     fn work(&mut self) -> Result<bool, DeviceError> {
         let halts = self.session.is_stopping() || self.session.is_pausing();
+        let changed = !halts && self.card.state.take_changed();
         self.card.run_vhost(!halts)?;
         self.card.hear_vhost(self.session)?;
         if halts {
             return Ok(false);
         }
-        if self.card.state.take_changed() {
+        if changed {
             self.session.config_changed()?;
         }
         let mut more = false;

@@ -1,0 +1,231 @@
+//! A card on a tap whose frames the host's kernel moves: what the driver of a guest can do to it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+// A failed unwrap is a failed test.
+
+mod net_common;
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use net_common::tap::*;
+use net_common::*;
+use sparkler_devices::virtio::mock::MockDriver;
+use sparkler_devices::virtio::net::{Net, NetDevice, NetError, NetStats, RateLimit};
+use vm_memory::{Bytes, GuestAddress};
+
+fn vhost(tap: Net) -> Net {
+    for (device, module) in [("/dev/net/tun", "tun"), ("/dev/vhost-net", "vhost_net")] {
+        if !Path::new(device).exists() {
+            assert!(Command::new("modprobe").arg(module).status().unwrap().success());
+        }
+    }
+    tap.vhost().unwrap()
+}
+
+fn load_tun() {
+    if !Path::new("/dev/net/tun").exists() {
+        assert!(Command::new("modprobe").arg("tun").status().unwrap().success());
+    }
+}
+
+fn tap() -> Net {
+    load_tun();
+    vhost(Net::tap("spark0").unwrap())
+}
+
+#[test]
+#[ignore = "needs root and /dev/vhost-net"]
+fn frames_pass_uncounted_in_every_session() {
+    let _alone = isolate();
+    let net = tap();
+    let host = Host::new("spark0");
+    let mut guest = Guest::new(net);
+    for _ in 0..3 {
+        guest.offer(100, 1536);
+        assert_works(&mut guest, &host);
+        guest.restart();
+    }
+    // Without mergeable buffers.
+    guest.driver.reset();
+    let offered = guest.driver.offered();
+    guest.driver.start_with(offered & !F_MRG_RXBUF);
+    guest.offer(100, 70_000);
+    assert_works(&mut guest, &host);
+    assert_eq!(guest.stats(), NetStats::default(), "it was not the kernel that moved the frames");
+    let (header, frame) = tcp(20_000);
+    guest.send(with_count(header), &frame);
+    let (taken, bytes) = host.take(is_tcp);
+    assert_eq!((taken[0], taken[1], bytes), (1, 1, frame.clone()));
+    host.give(&header, &frame);
+    let received = loop {
+        let received = guest.receive();
+        guest.offer(1, 70_000);
+        if is_tcp(&received.frame) {
+            break received;
+        }
+    };
+    assert_eq!((received.header[1], received.frame), (1, frame));
+    drop(guest);
+    assert!(!exists("spark0"));
+}
+
+#[test]
+#[ignore = "needs root and /dev/vhost-net"]
+fn guest_memory_is_left_alone_after_a_reset_and_while_paused() {
+    let _alone = isolate();
+    let net = tap();
+    let host = Host::new("spark0");
+    let mut guest = Guest::new(net);
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &host);
+    let used = guest.driver.ring(RX).used();
+    let index = |guest: &Guest| guest.driver.memory().read_obj::<u16>(GuestAddress(used.0 + 2));
+
+    let transport = guest.driver.transport();
+    transport.begin_pause();
+    assert!(transport.wait_paused(Duration::from_secs(10)));
+    let before = index(&guest).unwrap();
+    for seed in 0..20 {
+        host.give(&[0; 10], &experimental(100, seed));
+    }
+    std::thread::sleep(Duration::from_millis(300)); // That nothing happens needs some time to be seen.
+    assert_eq!(
+        index(&guest).unwrap(),
+        before,
+        "the kernel wrote to the memory of a paused machine"
+    );
+    guest.driver.transport().resume();
+    for seed in 0..20 {
+        let frame = experimental(100, seed);
+        receive(&mut guest, |received| received == frame);
+    }
+
+    let before = index(&guest).unwrap();
+    guest.driver.set_status(0);
+    for seed in 0..20 {
+        host.give(&[0; 10], &experimental(100, seed));
+    }
+    std::thread::sleep(Duration::from_millis(300)); // As above.
+    assert_eq!(index(&guest).unwrap(), before, "the kernel wrote to a ring that it has no more");
+    guest.restart();
+    guest.offer(200, 1536);
+    assert_works(&mut guest, &host);
+}
+
+#[test]
+#[ignore = "needs root and /dev/vhost-net"]
+fn queues_come_and_go_and_so_does_the_link() {
+    let _alone = isolate();
+    load_tun();
+    let net = vhost(Net::tap("spark0").unwrap()).queues(2).unwrap();
+    let host = Host::new("spark0");
+    let mut guest = Guest::new(net);
+    let control = 4;
+    for pairs in [2, 1, 2, 1, 1] {
+        assert_eq!(guest.command_on(control, 4, 0, &[pairs, 0]), 0);
+    }
+    assert_eq!(guest.command_on(control, 4, 0, &[3, 0]), 1);
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &host);
+    // To the second queue as well.
+    assert_eq!(guest.command_on(control, 4, 0, &[2, 0]), 0);
+    let frame = experimental(300, 9);
+    guest.driver.submit(3, &[&PLAIN, &frame], &[]);
+    guest.driver.wait(3);
+    host.take(|taken| taken == frame);
+    assert_eq!(guest.command_on(control, 4, 0, &[1, 0]), 0);
+
+    guest.driver.write(0x64, 3); // The interrupt is acknowledged, and comes for the link next.
+    guest.handle.set_link(false);
+    let told = || (guest.driver.read(0x60) & 2 != 0).then_some(());
+    guest.driver.interrupt().wait_until("the link to be down", told);
+    let frame = experimental(60, 33);
+    guest.driver.submit(TX, &[&PLAIN, &frame], &[]);
+    std::thread::sleep(Duration::from_millis(300)); // That nothing happens needs some time to be seen.
+    assert!(guest.driver.poll(TX).is_none());
+    guest.handle.set_link(true);
+    guest.driver.wait(TX);
+    host.take(|taken| taken == frame);
+    assert_works(&mut guest, &host);
+}
+
+#[test]
+#[ignore = "needs root and /dev/vhost-net"]
+fn a_driver_that_breaks_the_rules_needs_a_reset_and_works_after_it() {
+    type Break = fn(&mut MockDriver);
+    let breaks: [(&str, Break); 5] = [
+        ("the available index jumps", |driver| {
+            driver.ring(TX).set_available_index(30_000);
+            driver.notify(TX);
+        }),
+        ("a frame is outside RAM", |driver| {
+            let head = driver.ring(TX).take_descriptor();
+            driver.ring(TX).set_descriptor(head, GuestAddress(1 << 60), 100, 0, 0);
+            driver.ring(TX).offer(head);
+            driver.notify(TX);
+        }),
+        ("a head is outside the table", |driver| {
+            driver.ring(TX).offer(60_000);
+            driver.notify(TX);
+        }),
+        ("a chain has no end", |driver| {
+            let buffer = driver.buffer(100);
+            let head = driver.ring(TX).take_descriptor();
+            driver.ring(TX).set_descriptor(head, buffer, 100, 1, head);
+            driver.ring(TX).offer(head);
+            driver.notify(TX);
+        }),
+        ("a frame is to be written", |driver| {
+            driver.submit(TX, &[], &[1500]);
+        }),
+    ];
+    let _alone = isolate();
+    let net = tap();
+    let host = Host::new("spark0");
+    let mut guest = Guest::new(net);
+    for (what, break_rules) in breaks {
+        guest.offer(100, 1536);
+        assert_works(&mut guest, &host);
+        break_rules(&mut guest.driver);
+        println!("{what}");
+        guest.driver.wait_for_needs_reset();
+        guest.restart();
+    }
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &host);
+}
+
+#[test]
+#[ignore = "needs root and /dev/vhost-net"]
+fn a_tap_that_is_deleted_leaves_a_card_without_link() {
+    let _alone = isolate();
+    let mut guest = Guest::new(tap());
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &Host::new("spark0"));
+    ip("link del spark0");
+    // It is noticed by what cannot be sent.
+    guest.driver.submit(TX, &[&PLAIN, &experimental(60, 1)], &[]);
+    guest.wait_for_link(false);
+    guest.restart();
+    guest.wait_for_link(false);
+    assert!(!guest.driver.needs_reset());
+}
+
+#[test]
+#[ignore = "needs root and /dev/vhost-net"]
+fn what_cannot_be_is_said() {
+    let _alone = isolate();
+    let limit = RateLimit::new().packets_per_second(10);
+    for net in
+        [tap().rate_limit(limit), Net::tap("spark1").unwrap().rate_limit(limit).vhost().unwrap()]
+    {
+        let refusal = sparkler_devices::virtio::VirtioDevice::check(&NetDevice::new(net));
+        assert_eq!(
+            refusal.unwrap_err().to_string(),
+            "a card that vhost-net serves can have no rate limit: set one of the two"
+        );
+    }
+    let (one, _other) = Net::pair().unwrap();
+    assert!(matches!(one.vhost(), Err(NetError::VhostNoTap)));
+}
