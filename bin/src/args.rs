@@ -190,12 +190,14 @@ pub(crate) struct RunArgs {
     #[allow(rustdoc::broken_intra_doc_links)]
     /// A network card: tap=NAME, user, or stream=PATH
     ///
-    /// tap=NAME[,queues=N]: on a tap of this host, which is made if it is not there and we may.
+    /// tap=NAME[,queues=N][,vhost]: on a tap of this host, which is made if it is not there and we may;
+    /// with vhost, the host's kernel moves the frames (/dev/vhost-net), uncounted and without limits.
     /// user[,publish=[ADDRESS/]HOST:GUEST]...[,no-loopback]: without any rights, by passt, which must be
     /// installed; the guest gets its address by DHCP, finds this host's loopback address at its
     /// gateway's (not with no-loopback), and is reached at published TCP ports. stream=PATH: frames
-    /// over a Unix socket, as QEMU's -netdev stream speaks it. All of them: mac=ADDRESS (at random without it), mtu=N, pps=N and bps=SIZE: how many
-    /// frames and bytes (K, M, G) may go each way in a second. A comma in PATH is written twice.
+    /// over a Unix socket, as QEMU's -netdev stream speaks it. All of them: mac=ADDRESS (at random
+    /// without it), mtu=N, pps=N and bps=SIZE: how many frames and bytes (K, M, G) may go each way in
+    /// a second. A comma in PATH is written twice.
     #[arg(long = "net", value_name = "NETWORK[,OPTION]...", help_heading = "Devices")]
     pub(crate) nets: Vec<NetArg>,
 

@@ -4,6 +4,7 @@
 
 mod net_common;
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use net_common::tap::*;

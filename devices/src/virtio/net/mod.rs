@@ -18,7 +18,8 @@
 //!   A frame that has to be dropped is counted in [`NetStats`].
 //! - **The other end.** When it is gone the guest sees its cable unplugged, and goes on.
 //!
-//! One thread serves all queues of a card, never a vCPU's.
+//! One thread serves all queues of a card, never a vCPU's. With [`Net::vhost`], threads of the host's kernel
+//! do, for which not all of the above holds.
 
 mod backend;
 mod card;
