@@ -222,6 +222,7 @@ fn a_flood_without_buffers_waits_and_then_arrives_in_order() {
 
 #[test]
 fn a_large_frame_waits_for_the_rest_of_its_buffers() {
+    // The driver has said that it takes such.
     let (mut guest, wire) = guest();
     guest.offer(3, 1536);
     wire.give(&frame(30_000, 1));
@@ -262,6 +263,30 @@ fn a_frame_longer_than_the_mtu_takes_no_buffers_from_the_others() {
     guest.offer(50, 1536);
     wire.give(&frame(65_550, 1));
     assert_eq!(guest.receive().frame, frame(65_550, 1));
+}
+
+#[test]
+fn a_frame_that_nobody_promised_room_for_does_not_wait_for_it() {
+    let wire = Wire::default();
+    let mut guest = Guest::new(wire.net());
+    guest.offer(4, 1536);
+    for (seed, len) in [(1, 65_550), (2, 9000), (3, 6000), (4, 1518)] {
+        wire.give(&frame(len, seed));
+    }
+    // All four buffers hold it; the next one waits for others.
+    assert_eq!(guest.receive().frame, frame(6000, 3));
+    assert_eq!(guest.stats().received_too_long, 2);
+    guest.offer(1, 1536);
+    assert_eq!(guest.receive().frame, frame(1518, 4));
+    // One that must be expected waits, whatever the buffers.
+    wire.give(&frame(1518, 5));
+    for _ in 0..3 {
+        guest.offer(1, 500);
+        assert_eq!(guest.driver.poll(RX), None, "a part of a frame");
+    }
+    guest.offer(1, 500);
+    assert_eq!(guest.receive().frame, frame(1518, 5));
+    assert_eq!(guest.stats().received_too_long, 2);
 }
 
 #[test]

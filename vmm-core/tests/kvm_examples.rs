@@ -6,6 +6,7 @@
 mod custom_device;
 #[path = "../examples/pool.rs"]
 mod pool;
+#[allow(dead_code)] // Its main reads the command line.
 #[path = "../examples/switch.rs"]
 mod switch;
 
@@ -24,5 +25,5 @@ fn pool_runs() {
 #[test]
 #[ignore = "needs /dev/kvm"]
 fn switch_runs() {
-    switch::main().unwrap();
+    switch::run(None).unwrap();
 }

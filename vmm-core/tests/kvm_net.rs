@@ -63,6 +63,8 @@ impl Guest {
 #[track_caller]
 fn both(one: &str, other: &str) -> [String; 2] {
     let (left, right) = Net::pair().unwrap();
+    // Frames of all sizes are to wait for buffers.
+    let [left, right] = [left, right].map(|net| net.mtu(65_520).unwrap());
     let guests = [Guest::start(one, left), Guest::start(other, right)];
     guests.map(Guest::succeed)
 }

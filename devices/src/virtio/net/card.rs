@@ -132,9 +132,9 @@ impl Net {
     ///
     /// Frames for the guest whose packet is longer than that and than 1,500 bytes are dropped and counted
     /// ([`NetStats::received_too_long`](super::NetStats::received_too_long)), unless its driver takes what
-    /// is still to be cut up. By default the guest is told nothing and assumes 1,500, and frames of any
-    /// length are carried: one for which the guest's driver has not offered enough buffers waits for them,
-    /// and so does all that comes after it. That is a reason to set it where the other end is not trusted.
+    /// is still to be cut up. By default the guest is told nothing and assumes 1,500, and longer frames are
+    /// carried as far as the guest's driver has enough buffers for them when they come; otherwise they are
+    /// dropped and counted as well.
     ///
     /// # Errors
     /// [`NetError::Mtu`] if it is out of range.

@@ -127,8 +127,12 @@ impl NetDevice {
     /// The longest frame for the guest that is not to be cut up: as long as its packets may be, if the
     /// guest is told.
     fn longest_frame(&self) -> usize {
-        let packet = |mtu: u16| usize::from(mtu.max(USUAL_MTU));
-        self.mtu.map_or(MAX_FRAME_LEN, |mtu| packet(mtu).saturating_add(ETHERNET_LEN))
+        if self.mtu.is_some() { self.promised_frame() } else { MAX_FRAME_LEN }
+    }
+
+    /// The longest frame for which a driver without segmentation must have room in its buffers.
+    fn promised_frame(&self) -> usize {
+        usize::from(self.mtu.unwrap_or(0).max(USUAL_MTU)).saturating_add(ETHERNET_LEN)
     }
 
     fn queue_pairs(&self) -> u16 {

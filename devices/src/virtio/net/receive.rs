@@ -43,8 +43,7 @@ pub(super) struct Receive {
     queue: Queue,
     mergeable: bool,
     pub(super) offloads: Offloads,
-    /// The longest frame, if none is to be cut up.
-    longest: usize,
+    lengths: Lengths,
     /// Buffers that were taken from the driver, in order.
     chains: VecDeque<Chain>,
     /// Where a frame goes beyond these.
@@ -63,6 +62,15 @@ pub(super) struct Receive {
     held_until: Option<Instant>,
 }
 
+/// Of frames that are not to be cut up.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Lengths {
+    /// Longer ones are dropped.
+    pub(super) longest: usize,
+    /// The driver must have room for these. Longer ones do not wait for it.
+    pub(super) promised: usize,
+}
+
 /// A header and frame, the first `direct` bytes of which are in the chains.
 #[derive(Debug, Clone, Copy)]
 struct Arrived {
@@ -71,12 +79,12 @@ struct Arrived {
 }
 
 impl Receive {
-    pub(super) fn new(queue: Queue, mergeable: bool, offloads: Offloads, longest: usize) -> Self {
+    pub(super) fn new(queue: Queue, mergeable: bool, offloads: Offloads, lengths: Lengths) -> Self {
         Self {
             queue,
             mergeable,
             offloads,
-            longest,
+            lengths,
             chains: VecDeque::new(),
             spill: vec![0; SPILL_LEN],
             target: USUAL,
@@ -263,7 +271,7 @@ impl Receive {
             count(&counters.received_malformed, 1);
         } else if !filter.accepts(destination) {
             count(&counters.received_filtered, 1);
-        } else if (!self.mergeable && len > direct) || !self.is_expected(len) {
+        } else if (!self.mergeable && len > direct) || !self.is_within(len, self.lengths.longest) {
             count(&counters.received_too_long, 1);
         } else {
             if flags != 0 && !self.offloads.checksum {
@@ -276,10 +284,10 @@ impl Receive {
         Ok(())
     }
 
-    /// Whether the driver must have room for a header and frame of so many bytes. For another, it may wait
-    /// with fewer buffers, all of which would be taken.
-    fn is_expected(&self, len: usize) -> bool {
-        self.offloads.segments() || len.saturating_sub(HEADER_LEN) <= self.longest
+    /// Whether a header and frame of so many bytes is no longer than `limit`, or of any length because the
+    /// driver takes what is still to be cut up.
+    fn is_within(&self, len: usize, limit: usize) -> bool {
+        self.offloads.segments() || len.saturating_sub(HEADER_LEN) <= limit
     }
 
     /// Learns from the length of a frame how much room the next one may need.
@@ -304,7 +312,8 @@ impl Receive {
                 Some(len) => len,
                 None => match self.take()? {
                     Some((len, _)) => len,
-                    None if self.has_all() => {
+                    // The driver may wait with fewer buffers for what it must take, and all are taken.
+                    None if self.has_all() || !self.is_within(len, self.lengths.promised) => {
                         self.waiting = None;
                         count(&state.counters.received_too_long, 1);
                         return Ok(true);

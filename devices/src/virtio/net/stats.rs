@@ -49,7 +49,8 @@ counters! {
     /// Dropped: the backend came with something that is no frame, or too long for any.
     received_malformed,
     /// Dropped: a frame was longer than the guest's buffer and the driver takes no frame in several, or
-    /// longer than all buffers that fit into its queue, or than [`Net::mtu`](super::Net::mtu) allows.
+    /// longer than all buffers that fit into its queue, or than [`Net::mtu`](super::Net::mtu) allows; or
+    /// longer than any that the driver must expect, and there were not enough buffers for it.
     received_too_long,
     /// Dropped: a frame for another card, which the driver had asked not to get.
     received_filtered,

@@ -13,7 +13,7 @@ use super::control::{Commands, Control};
 use super::filter::Filter;
 use super::offloads::Offloads;
 use super::rate_limit::Limiter;
-use super::receive::Receive;
+use super::receive::{Lengths, Receive};
 use super::state::State;
 use super::transmit::{self, Moved, Transmit};
 use super::vhost::{Events, Vhost, VhostError, VhostPair};
@@ -22,7 +22,7 @@ use super::{NetDevice, has};
 /// Serves the card until the session ends.
 pub(super) fn run(device: &mut NetDevice, session: &mut Session) -> Result<(), DeviceError> {
     let features = session.features();
-    let longest = device.longest_frame();
+    let lengths = Lengths { longest: device.longest_frame(), promised: device.promised_frame() };
     let NetDevice { backends, mac, state, send_limiter, receive_limiter, vhost, .. } = device;
     state.begin_session(session.waker(), has(features, VIRTIO_NET_F_GUEST_ANNOUNCE));
     let mut queues = session.take_queues();
@@ -30,7 +30,7 @@ pub(super) fn run(device: &mut NetDevice, session: &mut Session) -> Result<(), D
     let control = control.and_then(|index| take(&mut queues, index));
     let pairs = (0u16..).zip(backends);
     let pairs =
-        pairs.map(|(index, backend)| Pair::new(index, backend, &mut queues, features, longest));
+        pairs.map(|(index, backend)| Pair::new(index, backend, &mut queues, features, lengths));
     let mut pairs: Vec<_> = pairs.collect();
     let events = match vhost {
         Some(vhost) => Some(hand_over(&mut pairs, vhost, session)?),
@@ -98,7 +98,7 @@ impl<'a> Pair<'a> {
         backend: &'a mut Option<Box<dyn NetBackend>>,
         queues: &mut Vec<Queue>,
         features: u64,
-        longest: usize,
+        lengths: Lengths,
     ) -> Self {
         let send = Offloads::send_negotiated(features);
         let receive = Offloads::receive_negotiated(features);
@@ -108,7 +108,7 @@ impl<'a> Pair<'a> {
         Self {
             backend,
             receive: take(queues, first)
-                .map(|queue| Receive::new(queue, mergeable, receive, longest)),
+                .map(|queue| Receive::new(queue, mergeable, receive, lengths)),
             transmit: take(queues, first.saturating_add(1)).map(|queue| Transmit::new(queue, send)),
             vhost: None,
             // More than one only when the driver says so.
