@@ -117,7 +117,9 @@ impl Worker<'_> {
                 return Ok(());
             }
             let open = self.parked.is_none() && self.requests.has_room();
-            let hold = if open && !self.session.is_pausing() {
+            // Where the disk itself is what takes time, the driver hears of each answer at once: it may
+            // have something for the disk to do meanwhile.
+            let hold = if open && self.requests.is_idle() && !self.session.is_pausing() {
                 self.coalescing.wait(worked, Instant::now())
             } else {
                 None
