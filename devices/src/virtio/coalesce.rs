@@ -141,9 +141,9 @@ impl Coalescing {
         self.limit > 1 && self.gap >= SHORTEST_GAP
     }
 
-    /// Whether requests come less often, clearly, than while none were held.
+    /// Whether requests come less often than while none were held, by more than chance and a busy host do.
     fn is_slower(&self) -> bool {
-        self.gap.saturating_mul(8) > self.gap_without.saturating_mul(9)
+        self.gap.saturating_mul(2) > self.gap_without.saturating_mul(3)
     }
 
     /// For how much longer the oldest answer may be held.
