@@ -14,24 +14,13 @@ use sparkler_devices::virtio::mock::MockDriver;
 use sparkler_devices::virtio::net::{Net, NetDevice, NetError, NetStats, RateLimit};
 use vm_memory::{Bytes, GuestAddress};
 
-fn vhost(tap: Net) -> Net {
+fn tap() -> Net {
     for (device, module) in [("/dev/net/tun", "tun"), ("/dev/vhost-net", "vhost_net")] {
         if !Path::new(device).exists() {
             assert!(Command::new("modprobe").arg(module).status().unwrap().success());
         }
     }
-    tap.vhost().unwrap()
-}
-
-fn load_tun() {
-    if !Path::new("/dev/net/tun").exists() {
-        assert!(Command::new("modprobe").arg("tun").status().unwrap().success());
-    }
-}
-
-fn tap() -> Net {
-    load_tun();
-    vhost(Net::tap("spark0").unwrap())
+    Net::tap("spark0").unwrap().vhost().unwrap()
 }
 
 #[test]
@@ -117,8 +106,7 @@ fn guest_memory_is_left_alone_after_a_reset_and_while_paused() {
 #[ignore = "needs root and /dev/vhost-net"]
 fn queues_come_and_go_and_so_does_the_link() {
     let _alone = isolate();
-    load_tun();
-    let net = vhost(Net::tap("spark0").unwrap()).queues(2).unwrap();
+    let net = tap().queues(2).unwrap();
     let host = Host::new("spark0");
     let mut guest = Guest::new(net);
     let control = 4;

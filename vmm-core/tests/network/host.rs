@@ -15,16 +15,19 @@ pub(crate) const GUEST6: &str = "fd00::2";
 /// From now on the calling thread, and whatever it starts, is in a network namespace of its own, with
 /// nothing but a loopback interface.
 pub(crate) fn enter_namespace() {
-    for (device, module) in [("/dev/net/tun", "tun"), ("/dev/vhost-net", "vhost_net")] {
-        if !Path::new(device).exists() {
-            run("modprobe", module);
-        }
-    }
+    load("tun", "/dev/net/tun");
     // SAFETY: nothing but the network namespace of this thread changes; file descriptors stay shared.
     unsafe { unshare_unsafe(UnshareFlags::NEWNET) }.unwrap();
     // So that an IPv6 address can be used at once.
     fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0").unwrap();
     run("ip", "link set lo up");
+}
+
+/// Loads the module that makes `device`.
+pub(crate) fn load(module: &str, device: &str) {
+    if !Path::new(device).exists() {
+        run("modprobe", module);
+    }
 }
 
 /// Gives the tap its addresses.

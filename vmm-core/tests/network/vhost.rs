@@ -6,7 +6,7 @@ use sparkler::virtio::net::{Net, NetStats};
 
 use crate::amount;
 use crate::bulk::{Data, Iperf};
-use crate::host::{GUEST, HOST, TAP, enter_namespace, set_up_tap};
+use crate::host::{GUEST, HOST, TAP, enter_namespace, load, set_up_tap};
 use crate::http::{Same, fetch, serve};
 use crate::machine::Machine;
 
@@ -33,6 +33,7 @@ wait_for_test served
 #[ignore = "needs the lab"]
 fn everything_passes_by_vhost_across_pauses_and_drivers() {
     enter_namespace();
+    load("vhost_net", "/dev/vhost-net");
     let net = Net::tap(TAP).unwrap().vhost().unwrap();
     let handle = net.handle();
     set_up_tap(1500);
