@@ -4,7 +4,7 @@
 //! the ELF file inside is loaded to its preferred address and entered there. The relocations that a
 //! kernel with `CONFIG_RELOCATABLE` appends to that ELF file are for other addresses, and ignored.
 
-use std::io;
+use std::io::{self, Read};
 
 use linux_loader::bootparam::setup_header;
 use linux_loader::elf::ELFMAG;
@@ -14,7 +14,7 @@ use vm_memory::ByteValued;
 use crate::boot_params::{BOOT_FLAG, HEADER_MAGIC};
 use crate::decompress::{Compression, Sink, unpack};
 use crate::elf::ElfError;
-use crate::image::Image;
+use crate::image::{Image, Reader};
 
 /// Why a bzImage cannot be loaded.
 #[derive(Debug, Error)]
@@ -225,6 +225,20 @@ impl Payload {
     /// Unpacks it into `sink`, which is called at least once, and gets a part of an ELF file in each call. What
     /// it gets is to be believed only after this has succeeded.
     pub(crate) fn unpack(&self, image: &Image, sink: &mut Sink<'_>) -> Result<(), BzImageError> {
+        self.unpack_from(self.reader(image), sink)
+    }
+
+    /// Its bytes, as they are in the image, without the size behind them.
+    pub(crate) fn reader<'a>(&self, image: &'a Image) -> Reader<'a> {
+        image.reader(self.offset, self.len)
+    }
+
+    /// The same as [`unpack`](Self::unpack), of what its [`reader`](Self::reader) gives.
+    pub(crate) fn unpack_from(
+        &self,
+        data: impl Read,
+        sink: &mut Sink<'_>,
+    ) -> Result<(), BzImageError> {
         let compression = self.compression;
         let mut start: Vec<u8> = Vec::new();
         let mut sink = |bytes: &[u8]| {
@@ -233,9 +247,8 @@ impl Payload {
             }
             sink(bytes)
         };
-        let unpacked =
-            unpack(compression, image.reader(self.offset, self.len), self.size, &mut sink)
-                .map_err(|source| BzImageError::Payload { compression, source })?;
+        let unpacked = unpack(compression, data, self.size, &mut sink)
+            .map_err(|source| BzImageError::Payload { compression, source })?;
         let stated = self.size();
         if unpacked != stated {
             let longer = unpacked > stated;

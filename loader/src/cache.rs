@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use blake3::{Hash, Hasher};
 use thiserror::Error;
 
-use crate::bzimage::Payload;
+use crate::bzimage::{BzImageError, Payload};
 use crate::elf::Elf;
 use crate::error::LoadError;
 use crate::image::{Image, ImageError};
@@ -26,6 +27,9 @@ pub enum CacheError {
          write to it (chmod go-w)"
     )]
     NotPrivate,
+    /// The image was changed while it was read.
+    #[error("the image was changed while it was read: try again")]
+    Changed,
     /// The folder is not there, or a file in it cannot be read or written.
     #[error("cannot {what}")]
     Io {
@@ -48,9 +52,10 @@ impl Kernel {
     /// loaded as any ELF kernel is: [`mapped`](Self::mapped) lets machines map it, which is safe here, as
     /// nobody writes to it any more. A kernel that is an ELF file needs none of this, and is returned as it is.
     ///
-    /// The file is named by the image's BLAKE3 hash, so that a new kernel of the same name is never taken for
-    /// the old one; looking it up costs reading the image. It is as large as the unpacked kernel, and stays
-    /// until somebody removes it, which is safe at any time, also while machines run.
+    /// The file is named by the BLAKE3 hash of what it was unpacked from, so that a new kernel of the same name
+    /// is never taken for the old one; looking it up costs reading the image. It is as large as the unpacked
+    /// kernel, and stays until somebody removes it, which is safe at any time, also while machines run. Whoever
+    /// may look into the folder may read it: one that root fills serves every user.
     ///
     /// The folder is trusted: it must belong to this user or to root, and nobody else may write to it. A file
     /// that has another size than the image states, or is no ELF kernel, as one that was cut off, is
@@ -77,15 +82,12 @@ impl Kernel {
         let bzimage = self.bzimage()?;
         let payload = bzimage.payload(self.image(), HOLE_START.0);
         let payload = payload.map_err(|source| self.bzimage_error(source))?;
-        let path = folder.join(self.hash()?).with_extension("vmlinux");
+        let read = |source| ImageError::Read { image: self.image().name().clone(), source };
+        let hash = Hashed::new(payload.reader(self.image())).finish().map_err(read)?;
+        let path = folder.join(hash.to_hex().as_str()).with_extension("vmlinux");
         let image = match self.entry(&path, payload.size()) {
             Some(image) => image,
-            None => {
-                self.make_entry(&path, &payload, &error)?;
-                let broken = || io::Error::from(io::ErrorKind::InvalidData);
-                let read = |source| error(CacheError::Io { what: "read what was written", source });
-                self.entry(&path, payload.size()).ok_or_else(broken).map_err(read)?
-            }
+            None => self.make_entry(&path, &payload, hash, &error)?,
         };
         Ok(self.unpacked(image, bzimage))
     }
@@ -110,12 +112,14 @@ impl Kernel {
         &self,
         path: &Path,
         payload: &Payload,
+        hash: Hash,
         error: &impl Fn(CacheError) -> LoadError,
-    ) -> Result<(), LoadError> {
+    ) -> Result<Image, LoadError> {
         let failed = |what| move |source| error(CacheError::Io { what, source });
         let (temporary, mut file) = Temporary::beside(path).map_err(failed("create a file"))?;
+        let mut data = Hashed::new(payload.reader(self.image()));
         let mut unwritten = None;
-        let unpacked = payload.unpack(self.image(), &mut |bytes| {
+        let unpacked = payload.unpack_from(&mut data, &mut |bytes| {
             file.write_all(bytes).map_err(|source| {
                 let kind = source.kind();
                 unwritten = Some(source);
@@ -126,34 +130,48 @@ impl Kernel {
             return Err(failed("write the unpacked kernel")(source));
         }
         unpacked.map_err(|source| self.bzimage_error(source))?;
-        // On the disk before it has its name, so that no loss of power leaves a file of zeros there. Nobody
-        // is to write to it any more: machines map it.
-        file.set_permissions(Permissions::from_mode(0o400))
-            .and_then(|()| file.sync_data())
-            .and_then(|()| fs::rename(&temporary.0, path))
-            .map_err(failed("write the unpacked kernel"))
+        // What was unpacked must be what was hashed, or whoever can write to one image could put a kernel of
+        // theirs in the place of another.
+        if data.finish().ok() != Some(hash) {
+            return Err(error(CacheError::Changed));
+        }
+        temporary.finish(&file).map_err(failed("write the unpacked kernel"))?;
+        let image = Image::own_file(self.image().name().clone(), file, payload.size());
+        Elf::parse(&image).map_err(|source| self.bzimage_error(BzImageError::Elf(source)))?;
+        temporary.keep(path).map_err(failed("move the unpacked kernel to its place"))?;
+        Ok(image)
+    }
+}
+
+/// A reader whose bytes are hashed on the way.
+struct Hashed<R> {
+    data: R,
+    hasher: Hasher,
+}
+
+impl<R: Read> Hashed<R> {
+    fn new(data: R) -> Self {
+        Self { data, hasher: Hasher::new() }
     }
 
-    /// The hash of the whole image, in hexadecimal digits.
-    fn hash(&self) -> Result<String, LoadError> {
-        let mut hasher = blake3::Hasher::new();
-        let mut reader = self.image().reader(0, self.image().size());
+    /// The hash of all of it, the rest that nobody has read included.
+    fn finish(mut self) -> io::Result<Hash> {
         let mut chunk = vec![0; CHUNK];
-        loop {
-            match reader.read(&mut chunk) {
-                Ok(0) => return Ok(hasher.finalize().to_hex().to_string()),
-                Ok(len) => hasher.update(chunk.get(..len).unwrap_or_default()),
-                Err(source) => {
-                    let image = self.image().name().clone();
-                    return Err(ImageError::Read { image, source }.into());
-                }
-            };
-        }
+        while self.read(&mut chunk)? > 0 {}
+        Ok(self.hasher.finalize())
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let len = self.data.read(buffer)?;
+        self.hasher.update(buffer.get(..len).unwrap_or_default());
+        Ok(len)
     }
 }
 
 /// A file that is removed with this value, unless it was moved to its place.
-struct Temporary(PathBuf);
+struct Temporary(Option<PathBuf>);
 
 impl Temporary {
     /// A new file, for us alone.
@@ -162,20 +180,38 @@ impl Temporary {
         loop {
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
             let path = path.with_extension(format!("{}-{number}.tmp", process::id()));
-            match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-                Ok(file) => return Ok((Self(path), file)),
+            let mut options = OpenOptions::new();
+            match options.read(true).write(true).create_new(true).mode(0o600).open(&path) {
+                Ok(file) => return Ok((Self(Some(path)), file)),
                 // Of a process that was killed, and had the same number.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
             }
         }
     }
+
+    /// Nobody is to write to it any more, as machines map it; and it is on the disk before it has its name, so that
+    /// no loss of power leaves a file of zeros there.
+    fn finish(&self, file: &File) -> io::Result<()> {
+        file.set_permissions(Permissions::from_mode(0o444))?;
+        file.sync_data()
+    }
+
+    /// Moves it to its place.
+    fn keep(mut self, path: &Path) -> io::Result<()> {
+        let Some(temporary) = &self.0 else { return Ok(()) };
+        fs::rename(temporary, path)?;
+        self.0 = None;
+        Ok(())
+    }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        // After the move it is not there any more.
-        let _ = fs::remove_file(&self.0);
+        if let Some(path) = &self.0 {
+            // It is not needed, and may be removed by anybody else.
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

@@ -1,13 +1,15 @@
 //! Unpacked kernels that are kept in a folder.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
-use sparkler_loader::{CacheError, Kernel, LoadError};
+use sparkler_loader::{BzImageError, CacheError, Kernel, LoadError};
 use tempfile::TempDir;
 
-use crate::mapped::{WHOLE, check, elf, lz4_bzimage};
+use crate::mapped::{WHOLE, check, elf, lz4_bzimage, lz4_packed};
 use crate::support::BzImage;
 
 /// A folder for us alone, whatever the umask is.
@@ -38,7 +40,7 @@ fn a_bzimage_is_unpacked_once_and_can_be_mapped_from_its_file() {
     check(&cached(folder.path()), true, &WHOLE);
     let first = entry(folder.path());
     assert_eq!(fs::read(&first).unwrap(), elf().build());
-    assert_eq!(fs::metadata(&first).unwrap().mode() & 0o777, 0o400);
+    assert_eq!(fs::metadata(&first).unwrap().mode() & 0o777, 0o444);
     let inode = fs::metadata(&first).unwrap().ino();
     check(&cached(folder.path()), true, &WHOLE);
     assert_eq!(fs::metadata(entry(folder.path())).unwrap().ino(), inode, "nothing was written");
@@ -73,7 +75,7 @@ fn a_file_that_cannot_be_the_kernel_is_replaced() {
         permissions.into_iter().for_each(|it| fs::set_permissions(&path, it).unwrap());
         check(&cached(folder.path()), true, &WHOLE);
         assert_eq!(fs::read(entry(folder.path())).unwrap(), whole);
-        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o400);
+        assert_eq!(fs::metadata(&path).unwrap().mode() & 0o777, 0o444);
     }
     // Nor is a link followed, wherever it leads.
     let elsewhere = folder.path().join("elsewhere");
@@ -105,6 +107,12 @@ fn a_broken_image_leaves_nothing_behind() {
     let refused = Kernel::bytes(image).cached(folder.path()).unwrap_err();
     assert!(matches!(refused, LoadError::BzImage { .. }), "{refused:?}");
     Kernel::bytes(BzImage::new(vec![0; 100]).build()).cached(folder.path()).unwrap_err();
+    // It unpacks, but to an ELF file of a 32-bit kernel.
+    let mut narrow = elf().build();
+    narrow[4] = 1;
+    let refused = Kernel::bytes(lz4_packed(&narrow)).cached(folder.path()).unwrap_err();
+    let is_said = matches!(refused, LoadError::BzImage { source: BzImageError::Elf(_), .. });
+    assert!(is_said, "{refused:?}");
     assert_eq!(entries(folder.path()).len(), 0);
 }
 
@@ -113,4 +121,44 @@ fn an_elf_kernel_stays_as_it_is() {
     let folder = folder();
     check(&Kernel::bytes(elf().build()).cached(folder.path()).unwrap(), true, &[]);
     assert_eq!(entries(folder.path()).len(), 0);
+}
+
+#[test]
+fn what_is_kept_is_what_was_hashed_though_the_image_is_changed_meanwhile() {
+    let folder = folder();
+    let path = folder.path().join("image");
+    let images = [11, 13].map(|bits| {
+        let mut elf = elf();
+        elf.segments[0].data[5] ^= bits;
+        (lz4_bzimage(&elf), elf.build())
+    });
+    assert_eq!(images[0].0.len(), images[1].0.len());
+    fs::write(&path, &images[0].0).unwrap();
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = File::options().write(true).open(&path).unwrap();
+            for (image, _) in images.iter().cycle() {
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+                file.write_all_at(image, 0).unwrap();
+            }
+        });
+        let cache = folder.path().join("cache");
+        fs::create_dir(&cache).unwrap();
+        fs::set_permissions(&cache, Permissions::from_mode(0o755)).unwrap();
+        for _ in 0..200 {
+            // It may be a mixture of both, or change meanwhile.
+            let _ = Kernel::file(&path).unwrap().cached(&cache);
+        }
+        done.store(true, Ordering::Relaxed);
+        // Whatever is kept for either image is that image's kernel.
+        for (image, kernel) in &images {
+            let unpacked = Kernel::bytes(image.clone()).cached(&cache).unwrap();
+            drop(unpacked);
+            let kept = entries(&cache).into_iter().map(|entry| fs::read(entry).unwrap());
+            assert!(kept.filter(|kept| kept == kernel).count() == 1);
+        }
+    });
 }

@@ -50,11 +50,16 @@ pub(crate) fn elf() -> Elf {
 
 /// Packed, with a command line of at most 100 bytes.
 pub(crate) fn lz4_bzimage(elf: &Elf) -> Vec<u8> {
+    lz4_packed(&elf.build())
+}
+
+/// The same of any bytes.
+pub(crate) fn lz4_packed(unpacked: &[u8]) -> Vec<u8> {
     let mut frame = 0x184c_2102u32.to_le_bytes().to_vec();
-    let block = lz4_flex::block::compress(&elf.build());
+    let block = lz4_flex::block::compress(unpacked);
     frame.extend(u32::try_from(block.len()).unwrap().to_le_bytes());
     frame.extend(block);
-    frame.extend(u32::try_from(elf.build().len()).unwrap().to_le_bytes());
+    frame.extend(u32::try_from(unpacked.len()).unwrap().to_le_bytes());
     BzImage { cmdline_size: 100, ..BzImage::new(frame) }.build()
 }
 
