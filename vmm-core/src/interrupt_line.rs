@@ -2,7 +2,7 @@
 
 use std::io;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use sparkler_devices::Interrupt;
 use thiserror::Error;
@@ -13,8 +13,9 @@ use crate::arch::x86_64::{Interrupts, Line};
 /// [`VmBuilder::interrupt_line`](crate::VmBuilder::interrupt_line), which says which interrupt it is.
 ///
 /// [`trigger`](Interrupt::trigger) raises it once (an edge), from any thread, and does not block. One that comes
-/// while the guest has it masked, or while the machine is paused, is kept, as one however many there were. It is
-/// an error before the machine is built and after it is gone.
+/// while the machine is paused is kept, as one however many there were; and so is one that comes while the guest has
+/// it masked, but for machines [without ACPI](crate::VmBuilder::acpi): KVM's own I/O APIC, which they have, loses it.
+/// It is an error before the machine is built and after it is gone.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -53,7 +54,7 @@ use crate::arch::x86_64::{Interrupts, Line};
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Default)]
-pub struct InterruptLine(Arc<OnceLock<Line>>);
+pub struct InterruptLine(Arc<OnceLock<Weak<Line>>>);
 
 impl InterruptLine {
     /// The global system interrupts that it can be: inputs of the I/O APIC that nothing else has. Virtio devices
@@ -66,14 +67,14 @@ impl InterruptLine {
         Self::default()
     }
 
-    fn connect(&self, gsi: u32, line: Line) -> Result<(), InterruptLineError> {
-        self.0.set(line).map_err(|_| InterruptLineError::Connected { gsi })
+    fn connect(&self, gsi: u32, line: &Arc<Line>) -> Result<(), InterruptLineError> {
+        self.0.set(Arc::downgrade(line)).map_err(|_| InterruptLineError::Connected { gsi })
     }
 }
 
 impl Interrupt for InterruptLine {
     fn trigger(&self) -> io::Result<()> {
-        self.0.get().ok_or(io::ErrorKind::NotConnected)?.trigger()
+        self.0.get().and_then(Weak::upgrade).ok_or(io::ErrorKind::NotConnected)?.trigger()
     }
 }
 
@@ -98,7 +99,9 @@ pub enum InterruptLineError {
         gsi: u32,
     },
     /// The line is that of another machine, or of another interrupt.
-    #[error("the interrupt line for GSI {gsi} is connected already: make a new one")]
+    #[error(
+        "the interrupt line for GSI {gsi} is that of another interrupt already: make a new one"
+    )]
     Connected {
         /// What it was to be here.
         gsi: u32,
@@ -123,7 +126,9 @@ impl OwnLines {
             if self.0.iter().take(index).any(|(earlier, _)| *earlier == gsi) {
                 return Err(InterruptLineError::Twice { gsi });
             }
-            if line.0.get().is_some() {
+            let earlier =
+                self.0.iter().take(index).any(|(_, other)| Arc::ptr_eq(&other.0, &line.0));
+            if earlier || line.0.get().is_some() {
                 return Err(InterruptLineError::Connected { gsi });
             }
         }
@@ -135,14 +140,14 @@ impl OwnLines {
     }
 
     /// The other end of each, in order.
-    pub(crate) fn inputs(&self, controllers: &Interrupts) -> io::Result<Vec<Line>> {
-        self.0.iter().map(|(gsi, _)| controllers.line(*gsi)).collect()
+    pub(crate) fn inputs(&self, controllers: &Interrupts) -> io::Result<Vec<Arc<Line>>> {
+        self.0.iter().map(|(gsi, _)| controllers.line(*gsi).map(Arc::new)).collect()
     }
 
     /// Connects each to its [input](Self::inputs).
-    pub(crate) fn connect(&self, inputs: &[Line]) -> Result<(), InterruptLineError> {
+    pub(crate) fn connect(&self, inputs: &[Arc<Line>]) -> Result<(), InterruptLineError> {
         let mut lines = self.0.iter().zip(inputs);
-        lines.try_for_each(|((gsi, line), input)| line.connect(*gsi, input.clone()))
+        lines.try_for_each(|((gsi, line), input)| line.connect(*gsi, input))
     }
 }
 
@@ -170,12 +175,22 @@ mod tests {
         assert_eq!(line.trigger().unwrap_err().kind(), io::ErrorKind::NotConnected);
         let mut lines = OwnLines::default();
         lines.add(9, line.clone());
-        lines.add(10, line.clone());
         assert_eq!(lines.check(), Ok(()));
         let controllers = Interrupts::new(true);
         let inputs = lines.inputs(&controllers).unwrap();
-        assert_eq!(lines.connect(&inputs), Err(InterruptLineError::Connected { gsi: 10 }));
+        assert_eq!(lines.connect(&inputs), Ok(()));
         assert_eq!(lines.check(), Err(InterruptLineError::Connected { gsi: 9 }));
         line.trigger().unwrap(); // Kept: the guest has it masked.
+        drop(inputs);
+        assert_eq!(line.trigger().unwrap_err().kind(), io::ErrorKind::NotConnected);
+    }
+
+    #[test]
+    fn a_line_is_not_two_interrupts() {
+        let line = InterruptLine::new();
+        let mut lines = OwnLines::default();
+        lines.add(9, line.clone());
+        lines.add(10, line);
+        assert_eq!(lines.check(), Err(InterruptLineError::Connected { gsi: 10 }));
     }
 }

@@ -52,7 +52,7 @@ pub(crate) struct Lines {
     /// If there is ACPI to tell the guest what it means.
     pub(crate) power_button: Option<Line>,
     /// Of devices of the caller's own.
-    pub(crate) own: Vec<Line>,
+    pub(crate) own: Vec<Arc<Line>>,
 }
 
 impl Lines {

@@ -155,7 +155,7 @@ fn an_interrupt_line_outlives_a_restart_and_waits_for_a_paused_machine() {
 
     // It is of one machine for good, and keeps nothing of that.
     drop(running);
-    let _ = line.trigger();
+    assert_eq!(line.trigger().unwrap_err().kind(), std::io::ErrorKind::NotConnected);
     let error = guest("").interrupt_line(9, &line).build().unwrap_err();
     let connected = InterruptLineError::Connected { gsi: 9 };
     assert!(
