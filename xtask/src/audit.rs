@@ -34,20 +34,24 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     } else {
         report.skipped("", "advisories", 1, "their database cannot be fetched");
     }
-    compare_interface(&mut report, options.baseline.clone().or_else(last_release))?;
+    compare_interface(&mut report, options.baseline.as_deref())?;
     Ok(if report.print() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn compare_interface(report: &mut Report, baseline: Option<String>) -> Result<()> {
-    let Some(baseline) = baseline else {
+fn compare_interface(report: &mut Report, named: Option<&str>) -> Result<()> {
+    let Some(baseline) = named.map(str::to_owned).or_else(last_release) else {
         let why = "there is no release to compare with; --baseline names another revision";
         report.skipped("", "public interface", 1, why);
         return Ok(());
     };
     let what = format!("public interface since {baseline}");
-    if let Err(error) = setup::cargo_semver_checks() {
-        report.skipped("", &what, 1, &format!("{error:#}"));
-        return Ok(());
+    match setup::cargo_semver_checks() {
+        Ok(()) => {}
+        Err(error) if named.is_some() => return Err(error),
+        Err(error) => {
+            report.skipped("", &what, 1, &format!("{error:#}"));
+            return Ok(());
+        }
     }
     let mut compare = cargo::cargo("semver-checks");
     compare.args(["--baseline-rev", &baseline]);
@@ -57,7 +61,7 @@ fn compare_interface(report: &mut Report, baseline: Option<String>) -> Result<()
     audit(report, &what, &mut compare)
 }
 
-/// By its tag. None where git has none, or is none.
+/// By its tag, which is not that of this very revision. None where git has none, or is none.
 fn last_release() -> Option<String> {
     let mut describe = Command::new("git");
     describe.current_dir(cargo::root()).args([
@@ -66,6 +70,7 @@ fn last_release() -> Option<String> {
         "--abbrev=0",
         "--match",
         RELEASES,
+        "HEAD^",
     ]);
     let output = describe.output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
