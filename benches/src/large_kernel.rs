@@ -2,9 +2,9 @@
 #![allow(clippy::indexing_slicing)]
 
 /// As much as there is to load in Debian's uncompressed kernel.
-const PAYLOAD: usize = 53_000_000;
+pub const LARGE_KERNEL_PAYLOAD: usize = 53_000_000;
 /// Where it goes in guest memory: behind the built-in guest, all of which is below.
-const ADDRESS: u64 = 8 << 20;
+pub const LARGE_KERNEL_ADDRESS: u64 = 8 << 20;
 
 const PROGRAM_HEADER_SIZE: usize = 56;
 const PT_LOAD: u32 = 1;
@@ -27,10 +27,10 @@ pub fn large_kernel(elf: &[u8]) -> Vec<u8> {
     let moved = large.len();
     large.extend_from_slice(&elf[headers..headers + count * PROGRAM_HEADER_SIZE]);
     let payload = (moved + (count + 1) * PROGRAM_HEADER_SIZE).next_multiple_of(4096);
-    let size = PAYLOAD as u64;
+    let (address, size) = (LARGE_KERNEL_ADDRESS, LARGE_KERNEL_PAYLOAD as u64);
     large.extend_from_slice(&PT_LOAD.to_le_bytes());
     large.extend_from_slice(&4u32.to_le_bytes()); // readable
-    for field in [payload as u64, ADDRESS, ADDRESS, size, size, 4096] {
+    for field in [payload as u64, address, address, size, size, 4096] {
         large.extend_from_slice(&field.to_le_bytes());
     }
     large[32..40].copy_from_slice(&(moved as u64).to_le_bytes());
@@ -39,7 +39,7 @@ pub fn large_kernel(elf: &[u8]) -> Vec<u8> {
 
     // xorshift64: no page like another.
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    large.extend((0..PAYLOAD / 8).flat_map(|_| {
+    large.extend((0..LARGE_KERNEL_PAYLOAD / 8).flat_map(|_| {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;

@@ -3,8 +3,9 @@
 pub mod floor;
 mod large_kernel;
 pub mod samples;
+pub mod turns;
 
-pub use large_kernel::large_kernel;
+pub use large_kernel::{LARGE_KERNEL_ADDRESS, LARGE_KERNEL_PAYLOAD, large_kernel};
 
 /// The lines in the workspace's README compile. Here, because a published package has no such file.
 #[cfg(doctest)]

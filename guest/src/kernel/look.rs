@@ -1,4 +1,5 @@
-//! `test=shared`, `test=cpuid` and `test=msr`: prints what the monitor shows, for the host to compare.
+//! `test=shared`, `test=cpuid` and `test=msr`: prints what the monitor shows, for the host to compare; `test=read`: looks
+//! at memory, so that the host has it there.
 
 use crate::cmdline::Cmdline;
 use crate::exit_code::{BAD_COMMAND_LINE, SHARED_CHANGED};
@@ -24,6 +25,18 @@ pub(crate) fn shared(cmdline: &Cmdline) -> TestResult {
     }
     uart::key_value(b"writes", writes);
     if hash(start, length) == before { Ok(()) } else { Err(SHARED_CHANGED) }
+}
+
+/// Reads the first byte of each page of the `bytes=N` bytes at `at=ADDRESS`.
+pub(crate) fn read(cmdline: &Cmdline) -> TestResult {
+    let address = cmdline.number(b"at")?.ok_or(BAD_COMMAND_LINE)?;
+    let length = cmdline.number(b"bytes")?.ok_or(BAD_COMMAND_LINE)?;
+    let start = paging::memory(address, length);
+    for page in (0..length).step_by(PAGE_SIZE as usize) {
+        // SAFETY: mapped just now.
+        unsafe { start.wrapping_add(page as usize).read_volatile() };
+    }
+    Ok(())
 }
 
 fn hash(start: *const u8, length: u64) -> u64 {

@@ -82,6 +82,7 @@ fn run(boot: &BootInfo, cmdline: &Cmdline) -> TestResult {
         b"netinfo" => virtio::net_info(boot, cmdline),
         b"hostile" => virtio::hostile(boot, cmdline),
         b"shared" => look::shared(cmdline),
+        b"read" => look::read(cmdline),
         b"cpuid" => look::cpuid(cmdline),
         b"msr" => look::msr(cmdline),
         b"speed" => speed::run(cmdline),

@@ -163,9 +163,14 @@ pub(crate) fn resident(process: u32, guest_kib: u64) -> Result<Resident> {
     let account = fs::read_to_string(format!("/proc/{process}/smaps"))?;
     let mappings = parse_mappings(&account);
     let guest = guest_mappings(&mappings, guest_kib).ok_or("no mapping is the guest's memory")?;
-    let others = mappings.iter().enumerate().filter(|(index, _)| !guest.contains(index));
+    let part = mappings.get(guest.clone()).unwrap_or_default();
+    let within: u64 = part.iter().map(|mapping| mapping.private).sum();
+    let size: u64 = part.iter().map(|mapping| (mapping.end - mapping.start) >> 10).sum();
+    // Where a neighbour is joined to it, all that may be the neighbour's is taken for the monitor's own.
+    let joined = size.saturating_sub(guest_kib).min(within);
+    let all: u64 = mappings.iter().map(|mapping| mapping.private).sum();
     Ok(Resident {
-        private: others.map(|(_, mapping)| mapping.private).sum(),
+        private: all - within + joined,
         proportional: mappings.iter().map(|mapping| mapping.proportional).sum(),
     })
 }

@@ -16,7 +16,6 @@ mod counters;
 mod guest;
 mod monitors;
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::Write;
@@ -25,6 +24,7 @@ use std::time::Duration;
 
 use guest::{Figures, ROWS, Row};
 use monitors::{Files, Monitor};
+use sparkler_benches::turns::{Measured, Turns, median};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -32,20 +32,10 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 const SIZE: usize = 256 << 20;
 
 fn main() -> Result<()> {
-    let (mut runs, mut seconds) = (3, 4);
-    let (mut row, mut monitor) = (String::new(), String::new());
-    for argument in std::env::args().skip(1) {
-        match argument.split_once('=') {
-            Some(("--runs", count)) => runs = count.parse()?,
-            Some(("--seconds", count)) => seconds = count.parse()?,
-            Some(("--row", part)) => part.clone_into(&mut row),
-            Some(("--monitor", part)) => part.clone_into(&mut monitor),
-            _ => return Err(format!("no flag {argument}").into()),
-        }
-    }
-    let rows: Vec<&Row> = ROWS.iter().filter(|it| it.name.contains(&row)).collect();
-    let mut monitors = Monitor::all();
-    monitors.retain(|it| it.to_string().contains(&monitor));
+    let turns = Turns::of_command_line(4)?;
+    let rows = turns.rows(&ROWS, |row| row.name)?;
+    let monitors = turns.monitors(&Monitor::all())?;
+    let (runs, seconds) = (turns.runs, turns.seconds);
     let folder = tempfile::tempdir()?;
     let image = tempfile::Builder::new().prefix("disk-").tempfile_in("/dev/shm")?;
     fill(image.path())?;
@@ -54,26 +44,9 @@ fn main() -> Result<()> {
     let files = Files::new(folder.path(), image.path(), &job)?;
 
     let patience = Duration::from_secs(60 + 2 * u64::from(seconds));
-    let mut figures: BTreeMap<(&str, Monitor), Vec<Figures>> = BTreeMap::new();
-    for run in 1..=runs {
-        for monitor in &monitors {
-            eprintln!("run {run} of {runs}: {monitor}");
-            let measured = match guest::run(monitor.command(&files)?, &rows, patience) {
-                Ok(measured) => measured,
-                // The others can still be compared, and it has further runs.
-                Err(error) => {
-                    println!("run {run}, {monitor}: {error}");
-                    continue;
-                }
-            };
-            if let Some(row) = rows.get(measured.len()) {
-                println!("{monitor} stood still at {:?} and was ended", row.name);
-            }
-            for (row, measured) in measured {
-                figures.entry((row, *monitor)).or_default().push(measured);
-            }
-        }
-    }
+    let names: Vec<_> = rows.iter().map(|row| row.name).collect();
+    let figures = turns
+        .take(&monitors, &names, |monitor| guest::run(monitor.command(&files)?, &rows, patience));
     println!("stock Linux, 1 vCPU, 512 MiB, image on tmpfs, fio direct libaio {seconds} s;");
     println!("medians of {runs} runs, the monitors taking turns\n");
     println!(
@@ -96,11 +69,11 @@ fn fill(image: &Path) -> Result<()> {
     Ok(())
 }
 
-fn print_row(row: &Row, monitors: &[Monitor], figures: &BTreeMap<(&str, Monitor), Vec<Figures>>) {
+fn print_row(row: &Row, monitors: &[Monitor], figures: &Measured<Monitor, Figures>) {
     let mut first = None;
     for monitor in monitors {
         let Some(runs) = figures.get(&(row.name, *monitor)) else { continue };
-        let of = |value: fn(&Figures) -> f64| median(runs.iter().map(value).collect());
+        let of = |value: fn(&Figures) -> f64| median(runs, value);
         let result = match row.unit() {
             "IOPS" => of(|run| run.per_second),
             _ => of(|run| run.megabytes_per_second),
@@ -115,9 +88,4 @@ fn print_row(row: &Row, monitors: &[Monitor], figures: &BTreeMap<(&str, Monitor)
             row.unit(),
         );
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }

@@ -13,7 +13,6 @@
 mod guest;
 mod monitors;
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -21,6 +20,7 @@ use std::time::Duration;
 
 use guest::{Figures, ROWS, Row};
 use monitors::{Files, Monitor};
+use sparkler_benches::turns::{Measured, Turns, median};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -29,26 +29,10 @@ const HOST: &str = "10.0.0.1";
 const GUEST: &str = "10.0.0.2";
 
 fn main() -> Result<()> {
-    let (mut runs, mut seconds) = (3, 3);
-    let (mut row, mut monitor) = (String::new(), String::new());
-    for argument in std::env::args().skip(1) {
-        match argument.split_once('=') {
-            Some(("--runs", count)) => runs = count.parse()?,
-            Some(("--seconds", count)) => seconds = count.parse()?,
-            // Only those whose name contains this.
-            Some(("--row", name)) => row = name.to_owned(),
-            Some(("--monitor", name)) => monitor = name.to_owned(),
-            _ => {
-                let flags = "--runs=N, --seconds=N, --row=NAME and --monitor=NAME";
-                return Err(format!("no flag {argument}; there are {flags}").into());
-            }
-        }
-    }
-    let rows: Vec<_> = ROWS.iter().filter(|it| it.name.contains(&row)).collect();
-    if rows.is_empty() {
-        let names = ROWS.map(|it| it.name).join("; ");
-        return Err(format!("no row has {row:?} in its name; there are {names}").into());
-    }
+    let turns = Turns::of_command_line(3)?;
+    let rows = turns.rows(&ROWS, |row| row.name)?;
+    let monitors = turns.monitors(&Monitor::all())?;
+    let (runs, seconds) = (turns.runs, turns.seconds);
     enter_namespace()?;
     let folder = tempfile::tempdir()?;
     let job = folder.path().join("job");
@@ -56,30 +40,12 @@ fn main() -> Result<()> {
     let files = Files::new(folder.path(), &job)?;
 
     let patience = Duration::from_secs(60 + 4 * u64::from(seconds));
-    let mut monitors = Monitor::all();
-    monitors.retain(|it| it.to_string().contains(&monitor));
-    let mut figures: BTreeMap<(&str, Monitor), Vec<Figures>> = BTreeMap::new();
-    for run in 1..=runs {
-        for monitor in &monitors {
-            eprintln!("run {run} of {runs}: {monitor}");
-            // A server whose client was killed waits for it for ever: each machine has a new one.
-            let _server = Server::start()?;
-            let measured = match guest::run(monitor.command(&files)?, &rows, patience, seconds) {
-                Ok(measured) => measured,
-                // The others can still be compared, and it has further runs.
-                Err(error) => {
-                    println!("run {run}, {monitor}: {error}");
-                    continue;
-                }
-            };
-            if let Some(row) = rows.get(measured.len()) {
-                println!("{monitor} stood still at {:?} and was ended", row.name);
-            }
-            for (row, measured) in measured {
-                figures.entry((row, *monitor)).or_default().push(measured);
-            }
-        }
-    }
+    let names: Vec<_> = rows.iter().map(|row| row.name).collect();
+    let figures = turns.take(&monitors, &names, |monitor| {
+        // A server whose client was killed waits for it for ever: each machine has a new one.
+        let _server = Server::start()?;
+        guest::run(monitor.command(&files)?, &rows, patience, seconds)
+    });
     println!("stock Linux, 1 vCPU, 512 MiB, tap, {seconds} s for each figure;");
     println!("medians of {runs} runs, the monitors taking turns; the ratio is ours to theirs\n");
     println!("{:18} {:22} {:>10} {:>18} {:>6} {:>10}", "", "", "", "", "ratio", "CPU");
@@ -89,11 +55,11 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-fn print_row(row: &Row, monitors: &[Monitor], figures: &BTreeMap<(&str, Monitor), Vec<Figures>>) {
+fn print_row(row: &Row, monitors: &[Monitor], figures: &Measured<Monitor, Figures>) {
     let mut first = None;
     for monitor in monitors {
         let Some(runs) = figures.get(&(row.name, *monitor)) else { continue };
-        let of = |value: fn(&Figures) -> f64| median(runs.iter().map(value).collect());
+        let of = |value: fn(&Figures) -> f64| median(runs, value);
         let result = of(|run| run.result);
         let name = if first.is_none() { row.name } else { "" };
         // More is better, but for a time.
@@ -106,11 +72,6 @@ fn print_row(row: &Row, monitors: &[Monitor], figures: &BTreeMap<(&str, Monitor)
             row.cpu_unit(),
         );
     }
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// Networks of our own, in which everybody's tap can have the same name and addresses.
