@@ -4,9 +4,13 @@
 
 mod net_common;
 
+use std::sync::mpsc::{Receiver, Sender, channel};
+
 use net_common::*;
+use sparkler_devices::virtio::mock::PATIENCE;
 use sparkler_devices::virtio::net::{
-    Checksum, FrameHeader, MacAddress, Net, Offloads, SegmentProtocol, Segmentation,
+    BackendError, Checksum, Frame, FrameHeader, MacAddress, Net, NetBackend, Offloads, Room,
+    SegmentProtocol, Segmentation,
 };
 
 const TSO4: [u8; HEADER] = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
@@ -200,6 +204,42 @@ fn a_cable_that_is_pulled_and_put_back() {
     wire.give(&frame(60, 3));
     assert_eq!(guest.receive().frame, frame(60, 3));
     guest.assert_works(&wire);
+}
+
+/// Gives the frames that it is sent, once each, and tells when it is asked.
+struct Slow {
+    asked: Sender<()>,
+    frames: Receiver<Vec<u8>>,
+}
+
+impl NetBackend for Slow {
+    fn send(&mut self, _: &Frame<'_>) -> Result<(), BackendError> {
+        Ok(())
+    }
+
+    fn receive(&mut self, room: &mut Room<'_>) -> Result<(), BackendError> {
+        let _ = self.asked.send(());
+        // Until the test is over.
+        let frame = self.frames.recv().map_err(|_| BackendError::WouldBlock)?;
+        room.put(FrameHeader::default(), &frame)
+    }
+}
+
+#[test]
+fn a_pause_loses_no_long_frame() {
+    let ((asked, is_asked), (frames, to_give)) = (channel(), channel());
+    let mut guest = Guest::new(Net::backend(Slow { asked, frames: to_give }));
+    guest.offer(10, 1536);
+    is_asked.recv_timeout(PATIENCE).unwrap();
+    // The card has not taken all the buffers yet that it needs, and there are none in a pause.
+    guest.driver.transport().begin_pause();
+    frames.send(frame(9000, 1)).unwrap();
+    drop(frames);
+    assert!(guest.driver.transport().wait_paused(PATIENCE));
+    assert_eq!(guest.driver.poll(RX), None);
+    guest.driver.transport().resume();
+    assert_eq!(guest.receive().frame, frame(9000, 1));
+    assert_eq!(guest.stats().received_too_long, 0);
 }
 
 #[test]

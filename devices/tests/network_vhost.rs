@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use net_common::tap::*;
 use net_common::*;
-use sparkler_devices::virtio::mock::MockDriver;
+use sparkler_devices::virtio::mock::{MockDriver, PATIENCE};
 use sparkler_devices::virtio::net::{Net, NetDevice, NetError, NetStats, RateLimit};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -104,6 +104,60 @@ fn guest_memory_is_left_alone_after_a_reset_and_while_paused() {
 
 #[test]
 #[ignore = "needs root and /dev/vhost-net"]
+fn the_kernel_stands_still_at_whatever_moment_a_pause_comes() {
+    let _alone = isolate();
+    let net = tap();
+    let host = Host::new("spark0");
+    let mut guest = Guest::new(net);
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &host);
+    let frame = [&PLAIN[..], &experimental(60, 1)].concat();
+    for round in 0..100 {
+        guest.driver.submit(TX, &[&frame], &[]);
+        // The card's thread is busy then, in one thing or another.
+        (0..round).for_each(|_| guest.driver.notify(CONTROL));
+        let transport = guest.driver.transport();
+        transport.begin_pause();
+        assert!(transport.wait_paused(PATIENCE));
+        let used = [RX, TX].map(|queue| guest.driver.ring(queue).used_index());
+        guest.driver.submit(TX, &[&frame], &[]);
+        guest.driver.notify(TX);
+        host.give(&[0; 10], &experimental(100, 1));
+        std::thread::sleep(Duration::from_millis(20)); // That nothing happens needs some time to be seen.
+        assert_eq!(
+            [RX, TX].map(|queue| guest.driver.ring(queue).used_index()),
+            used,
+            "the kernel wrote to the memory of a paused machine, round {round}"
+        );
+        guest.driver.transport().resume();
+        guest.driver.wait(TX);
+        guest.driver.wait(TX);
+        receive(&mut guest, |received| received == experimental(100, 1));
+    }
+}
+
+#[test]
+#[ignore = "needs root and /dev/vhost-net"]
+fn a_driver_of_one_pair_gives_commands_to_a_card_of_two() {
+    let _alone = isolate();
+    let net = tap().queues(2).unwrap();
+    let host = Host::new("spark0");
+    let mut guest = Guest::without(net, F_MQ);
+    for promiscuous in [1, 0, 1] {
+        // Only the notification is to wake the card's thread: what did before must be over, and no frame come.
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(guest.command(0, 0, &[promiscuous]), 0);
+    }
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &host);
+    guest.restart();
+    assert_eq!(guest.command_on(4, 4, 0, &[2, 0]), 0);
+    guest.offer(100, 1536);
+    assert_works(&mut guest, &host);
+}
+
+#[test]
+#[ignore = "needs root and /dev/vhost-net"]
 fn queues_come_and_go_and_so_does_the_link() {
     let _alone = isolate();
     let net = tap().queues(2).unwrap();
@@ -176,6 +230,8 @@ fn a_driver_that_breaks_the_rules_needs_a_reset_and_works_after_it() {
         guest.offer(100, 1536);
         assert_works(&mut guest, &host);
         break_rules(&mut guest.driver);
+        // Each may be one more error, of which the next session must hear nothing.
+        (0..100).for_each(|_| guest.driver.notify(TX));
         println!("{what}");
         guest.driver.wait_for_needs_reset();
         guest.restart();
@@ -195,9 +251,77 @@ fn a_tap_that_is_deleted_leaves_a_card_without_link() {
     // It is noticed by what cannot be sent.
     guest.driver.submit(TX, &[&PLAIN, &experimental(60, 1)], &[]);
     guest.wait_for_link(false);
+    assert_works_without_link(&mut guest);
+}
+
+#[test]
+#[ignore = "needs root and /dev/vhost-net"]
+fn so_does_one_that_is_deleted_while_the_guest_sends() {
+    let _alone = isolate();
+    for _ in 0..5 {
+        let mut guest = Guest::new(tap());
+        let frame = [&PLAIN[..], &experimental(60, 1)].concat();
+        let deletes = std::thread::spawn(|| ip("link del spark0"));
+        let mut on_their_way = 0;
+        // The kernel does not give back what it could not send.
+        wait_for("the link to be down", || {
+            while guest.driver.poll(TX).is_some() {
+                on_their_way -= 1;
+            }
+            if on_their_way < 200 {
+                guest.driver.submit(TX, &[&frame], &[]);
+                on_their_way += 1;
+            }
+            assert!(!guest.driver.needs_reset());
+            (!guest.link()).then_some(())
+        });
+        deletes.join().unwrap();
+        assert_works_without_link(&mut guest);
+    }
+}
+
+#[test]
+#[ignore = "needs root and /dev/vhost-net"]
+fn so_does_one_that_is_deleted_while_the_guest_sends_nothing() {
+    type Delete = fn(&mut Guest);
+    let deletions: [(&str, Delete); 3] = [
+        ("before a reset", |guest| {
+            ip("link del spark0");
+            guest.restart();
+        }),
+        ("in a pause", |guest| {
+            let transport = guest.driver.transport();
+            transport.begin_pause();
+            assert!(transport.wait_paused(PATIENCE));
+            ip("link del spark0");
+            transport.resume();
+        }),
+        ("while the cable is out", |guest| {
+            guest.handle.set_link(false);
+            let told = || (guest.driver.read(0x60) & 2 != 0).then_some(());
+            guest.driver.interrupt().wait_until("the link to be down", told);
+            ip("link del spark0");
+            guest.handle.set_link(true);
+        }),
+    ];
+    let _alone = isolate();
+    for (when, delete) in deletions {
+        println!("{when}");
+        let mut guest = Guest::new(tap());
+        guest.offer(100, 1536);
+        assert_works(&mut guest, &Host::new("spark0"));
+        delete(&mut guest);
+        guest.wait_for_link(false);
+        assert_works_without_link(&mut guest);
+    }
+}
+
+/// It answers commands, in this session and in the next.
+fn assert_works_without_link(guest: &mut Guest) {
+    assert_eq!(guest.command(0, 0, &[1]), 0);
     guest.restart();
-    guest.wait_for_link(false);
-    assert!(!guest.driver.needs_reset());
+    assert_eq!(guest.command(0, 0, &[1]), 0);
+    assert!(!guest.link() && !guest.driver.needs_reset());
 }
 
 #[test]

@@ -257,7 +257,7 @@ impl Queue {
     }
 
     /// The session is to end, or to stand still: nothing new begins.
-    fn is_held(&self) -> bool {
+    pub(super) fn is_held(&self) -> bool {
         self.stopping.get() || self.shared.pause.is_wanted()
     }
 

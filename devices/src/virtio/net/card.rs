@@ -174,17 +174,23 @@ impl Net {
 
     /// Has the host's kernel move frames between the tap and the guest's memory, by `/dev/vhost-net`, which
     /// the module `vhost_net` makes and this user must have access to. That takes fewer steps than through
-    /// this process, and is faster.
+    /// this process, and can be faster for large transfers; measure with `cargo xtask bench net`.
     ///
     /// What this process does not see, it does not count, limit or filter: of [`NetStats`](super::NetStats)
     /// all but [`refused_commands`](super::NetStats::refused_commands) stays 0; there can be no
     /// [`rate_limit`](Self::rate_limit); the guest gets all that comes over the tap, also frames for other
     /// cards, and of any length; headers of its frames are checked by the host's kernel alone. While
-    /// [`NetHandle::set_link`] has the cable out, frames wait. That the tap was deleted is noticed as soon as
-    /// the guest sends. A driver that breaks the rules of a queue is told to reset the card, as ever.
+    /// [`NetHandle::set_link`] has the cable out, frames wait.
+    ///
+    /// Of errors, this process knows what the kernel tells. A driver that breaks the rules of a queue is told to
+    /// reset the card, as ever, but not for all that is wrong in a frame: with a buffer shorter than the header
+    /// of 12 bytes, or a checksum beyond the end of the frame, its queue stands still, and the kernel's thread
+    /// tries that frame again and again until the driver resets the card. That the tap was deleted is noticed
+    /// when the guest sends what the kernel sends in batches, frames that fit into a page, and whenever the
+    /// kernel is to start anew: after a reset, a pause, or with the cable in again.
     ///
     /// The kernel's thread, one for each pair of queues, runs where this card's own thread may, from Linux 6.4
-    /// on, and anywhere before.
+    /// on, and anywhere before. What it takes of the CPU only a cgroup limits.
     ///
     /// # Errors
     /// [`NetError::VhostNoTap`] if the card is not on a tap, [`NetError::VhostMissing`],

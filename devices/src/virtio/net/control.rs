@@ -1,8 +1,12 @@
 //! The control queue (virtio 1.2, 5.1.6.5): commands of the driver.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+
 use virtio_bindings::bindings::virtio_net as net;
 
-use super::super::{Chain, DeviceError, Queue};
+use super::super::{Chain, DeviceError, Interest, Queue, Session};
 use super::filter::{Address, Filter, MOST_ADDRESSES, Table};
 use super::has;
 use super::mac::MacAddress;
@@ -31,11 +35,20 @@ pub(super) trait Commands {
 pub(super) struct Control {
     queue: Queue,
     features: u64,
+    /// What the driver notifies by, an eventfd, if not by that which ends every wait: a driver of one pair has
+    /// this queue where others have one that the kernel serves.
+    kick: Option<File>,
 }
 
 impl Control {
-    pub(super) fn new(queue: Queue, features: u64) -> Self {
-        Self { queue, features }
+    pub(super) fn new(queue: Queue, features: u64, session: &Session) -> io::Result<Self> {
+        let kick = session.kick(queue.index()).map(|kick| kick.try_clone_to_owned());
+        Ok(Self { queue, features, kick: kick.transpose()?.map(File::from) })
+    }
+
+    /// What else must end a wait.
+    pub(super) fn interest(&self) -> Option<Interest<'_>> {
+        self.kick.as_ref().map(|kick| Interest::read(kick.as_fd()))
     }
 
     /// Whether the driver has given a command meanwhile; it will notify of the next.
@@ -49,6 +62,9 @@ impl Control {
         commands: &mut dyn Commands,
         state: &State,
     ) -> Result<bool, DeviceError> {
+        if let Some(kick) = &mut self.kick {
+            let _ = kick.read(&mut [0; 8]); // Fails if there is none.
+        }
         for done in 0..BATCH {
             let Some(chain) = self.queue.pop()? else { return Ok(done > 0) };
             let done =

@@ -97,10 +97,6 @@ impl Receive {
         }
     }
 
-    pub(super) fn into_queue(self) -> Queue {
-        self.queue
-    }
-
     /// The backend may have frames.
     pub(super) fn set_ready(&mut self) {
         self.ready = true;
@@ -290,6 +286,11 @@ impl Receive {
         self.offloads.segments() || len.saturating_sub(HEADER_LEN) <= limit
     }
 
+    /// Whether a frame of so many bytes may wait for buffers. In a pause there seem to be none.
+    fn may_wait(&self, len: usize) -> bool {
+        self.is_within(len, self.lengths.promised) || self.queue.is_held()
+    }
+
     /// Learns from the length of a frame how much room the next one may need.
     fn expect(&mut self, len: usize) {
         if len > USUAL {
@@ -313,7 +314,7 @@ impl Receive {
                 None => match self.take()? {
                     Some((len, _)) => len,
                     // The driver may wait with fewer buffers for what it must take, and all are taken.
-                    None if self.has_all() || !self.is_within(len, self.lengths.promised) => {
+                    None if self.has_all() || !self.may_wait(len) => {
                         self.waiting = None;
                         count(&state.counters.received_too_long, 1);
                         return Ok(true);

@@ -63,10 +63,6 @@ impl Transmit {
         }
     }
 
-    pub(super) fn into_queue(self) -> Queue {
-        self.queue
-    }
-
     /// The backend may take frames again.
     pub(super) fn unblock(&mut self) {
         self.blocked = false;

@@ -66,6 +66,10 @@ impl Vhost {
 pub(super) struct VhostError;
 
 impl Events {
+    /// Where each is in [`interests`](Self::interests).
+    pub(super) const CALL: usize = 0;
+    pub(super) const ERROR: usize = 1;
+
     pub(super) fn interests(&self) -> [Interest<'_>; 2] {
         [&self.call, &self.error].map(|event| Interest::read(borrow(event)))
     }
@@ -78,6 +82,12 @@ impl Events {
     /// Whether something has gone wrong.
     pub(super) fn take_error(&self) -> bool {
         self.error.read().is_ok()
+    }
+
+    /// Forgets what was told of an earlier session.
+    pub(super) fn clear(&self) {
+        self.take_call();
+        self.take_error();
     }
 }
 
@@ -127,6 +137,11 @@ impl VhostPair {
             self.rings.push(ring);
         }
         Ok(())
+    }
+
+    /// Whether the kernel may touch guest memory.
+    pub(super) fn is_running(&self) -> bool {
+        self.running
     }
 
     /// Lets the kernel move frames to and from `tap`; or no more: then it touches guest memory no more when

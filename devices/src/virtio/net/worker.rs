@@ -26,15 +26,21 @@ pub(super) fn run(device: &mut NetDevice, session: &mut Session) -> Result<(), D
     let NetDevice { backends, mac, state, send_limiter, receive_limiter, vhost, .. } = device;
     state.begin_session(session.waker(), has(features, VIRTIO_NET_F_GUEST_ANNOUNCE));
     let mut queues = session.take_queues();
+    // Before the pairs: its index may be that of a pair not in use.
     let control = control_index(features, backends.len());
     let control = control.and_then(|index| take(&mut queues, index));
-    let pairs = (0u16..).zip(backends);
-    let pairs =
-        pairs.map(|(index, backend)| Pair::new(index, backend, &mut queues, features, lengths));
-    let mut pairs: Vec<_> = pairs.collect();
+    let control = control.map(|queue| Control::new(queue, features, session)).transpose()?;
+    let mut pairs: Vec<_> = backends.iter_mut().map(Pair::new).collect();
+    // More than one only when the driver says so.
+    pairs.iter_mut().take(1).for_each(|pair| pair.active = true);
     let events = match vhost {
-        Some(vhost) => Some(hand_over(&mut pairs, vhost, session)?),
-        None => None,
+        Some(vhost) => Some(hand_over(&mut pairs, queues, vhost, session)?),
+        None => {
+            for (index, pair) in (0..).zip(&mut pairs) {
+                pair.serve(take_pair(&mut queues, index), features, lengths);
+            }
+            None
+        }
     };
     let card = Card {
         pairs,
@@ -44,7 +50,6 @@ pub(super) fn run(device: &mut NetDevice, session: &mut Session) -> Result<(), D
         carrier: None,
         state,
     };
-    let control = control.map(|queue| Control::new(queue, features));
     let worker = Worker { session, card, control, send_limiter, receive_limiter };
     let result = worker.serve(Offloads::receive_negotiated(features));
     state.end_session(*mac);
@@ -61,17 +66,23 @@ fn control_index(features: u64, pairs: usize) -> Option<u16> {
 /// Gives the queues to the kernel.
 fn hand_over<'a>(
     pairs: &mut [Pair<'a>],
+    mut queues: Vec<Queue>,
     vhost: &'a mut Vhost,
     session: &Session,
 ) -> io::Result<&'a Events> {
     let Vhost { pairs: vhosts, events } = vhost;
-    for (pair, vhost) in pairs.iter_mut().zip(vhosts) {
-        let receive = pair.receive.take().map(Receive::into_queue);
-        let transmit = pair.transmit.take().map(Transmit::into_queue);
-        vhost.set_up(session, [receive, transmit], events)?;
+    events.clear();
+    for (index, (pair, vhost)) in (0..).zip(pairs.iter_mut().zip(vhosts)) {
+        vhost.set_up(session, take_pair(&mut queues, index), events)?;
         pair.vhost = Some(vhost);
     }
     Ok(events)
+}
+
+/// The queues of a pair: to receive, and to transmit.
+fn take_pair(queues: &mut Vec<Queue>, pair: u16) -> [Option<Queue>; 2] {
+    let first = pair.saturating_mul(2);
+    [first, first.saturating_add(1)].map(|index| take(queues, index))
 }
 
 fn take(queues: &mut Vec<Queue>, index: u16) -> Option<Queue> {
@@ -83,37 +94,29 @@ fn take(queues: &mut Vec<Queue>, index: u16) -> Option<Queue> {
 struct Pair<'a> {
     /// None once it is gone.
     backend: &'a mut Option<Box<dyn NetBackend>>,
-    /// None if the driver left the queue out.
+    /// None if the driver left the queue out, or the kernel has it.
     receive: Option<Receive>,
     transmit: Option<Transmit>,
-    /// Who has both queues, if not we.
+    /// Who serves both queues, if not we.
     vhost: Option<&'a mut VhostPair>,
     /// The driver uses it.
     active: bool,
 }
 
 impl<'a> Pair<'a> {
-    fn new(
-        index: u16,
-        backend: &'a mut Option<Box<dyn NetBackend>>,
-        queues: &mut Vec<Queue>,
-        features: u64,
-        lengths: Lengths,
-    ) -> Self {
+    /// Without queues, and not in use.
+    fn new(backend: &'a mut Option<Box<dyn NetBackend>>) -> Self {
+        Self { backend, receive: None, transmit: None, vhost: None, active: false }
+    }
+
+    /// Takes over the queues.
+    fn serve(&mut self, queues: [Option<Queue>; 2], features: u64, lengths: Lengths) {
         let send = Offloads::send_negotiated(features);
-        let receive = Offloads::receive_negotiated(features);
+        let offloads = Offloads::receive_negotiated(features);
         let mergeable = has(features, VIRTIO_NET_F_MRG_RXBUF);
-        // The control queue has been taken out already: its index may be that of a pair not in use.
-        let first = index.saturating_mul(2);
-        Self {
-            backend,
-            receive: take(queues, first)
-                .map(|queue| Receive::new(queue, mergeable, receive, lengths)),
-            transmit: take(queues, first.saturating_add(1)).map(|queue| Transmit::new(queue, send)),
-            vhost: None,
-            // More than one only when the driver says so.
-            active: index == 0,
-        }
+        let [receive, transmit] = queues;
+        self.receive = receive.map(|queue| Receive::new(queue, mergeable, offloads, lengths));
+        self.transmit = transmit.map(|queue| Transmit::new(queue, send));
     }
 
     /// Moves a batch of frames in each direction. Whether there may be more.
@@ -141,7 +144,36 @@ impl<'a> Pair<'a> {
     fn run_vhost(&mut self, run: bool) -> io::Result<()> {
         let Some(vhost) = &mut self.vhost else { return Ok(()) };
         let backend = self.backend.as_ref().filter(|_| run && self.active);
-        vhost.run(backend.and_then(|backend| backend.fd()))
+        let tap = backend.and_then(|backend| backend.fd());
+        let runs = tap.is_some();
+        match vhost.run(tap) {
+            // It cannot have a tap that was deleted.
+            Err(error) if runs => {
+                if self.lose_backend()? {
+                    Ok(())
+                } else {
+                    Err(error)
+                }
+            }
+            result => result,
+        }
+    }
+
+    /// Lets go of the backend if it is gone. Whether it is.
+    fn lose_backend(&mut self) -> io::Result<bool> {
+        let check = self.backend.as_ref().map(|backend| backend.check());
+        let Some(Err(error)) = check else { return Ok(false) };
+        transmit::gone(&error);
+        if let Some(vhost) = &mut self.vhost {
+            vhost.run(None)?;
+        }
+        *self.backend = None;
+        Ok(true)
+    }
+
+    /// Whether the kernel may touch guest memory.
+    fn is_running(&self) -> bool {
+        self.vhost.as_ref().is_some_and(|vhost| vhost.is_running())
     }
 
     fn take_in(&mut self, moved: Moved) -> bool {
@@ -277,25 +309,23 @@ impl Card<'_> {
         self.pairs.iter_mut().try_for_each(|pair| pair.run_vhost(run))
     }
 
-    /// Passes on what the kernel tells.
-    fn hear_vhost(&mut self, session: &Session) -> Result<(), DeviceError> {
+    /// Passes on what the kernel told before the last wait ended; or, when it is the last time for long, until
+    /// now.
+    fn hear_vhost(&mut self, session: &Session, last: bool) -> Result<(), DeviceError> {
         let Some(events) = self.events else { return Ok(()) };
-        if events.take_call() {
+        if (last || session.is_ready(Events::CALL)) && events.take_call() {
             session.used()?;
         }
-        if events.take_error() {
+        if (last || session.is_ready(Events::ERROR)) && events.take_error() {
             let mut gone = false;
             for pair in self.pairs.iter_mut().filter(|pair| pair.active) {
-                if let Some(Err(error)) = pair.backend.as_ref().map(|backend| backend.check()) {
-                    transmit::gone(&error);
-                    pair.run_vhost(false)?;
-                    *pair.backend = None;
-                    gone = true;
-                }
+                gone |= pair.lose_backend()?;
             }
             if !gone {
                 return Err(DeviceError::Driver(Box::new(VhostError)));
             }
+            // A tap is long about to be deleted, and each frame meanwhile is one more error.
+            events.take_error();
         }
         Ok(())
     }
@@ -373,7 +403,7 @@ impl Worker<'_> {
         let halts = self.session.is_stopping() || self.session.is_pausing();
         let changed = !halts && self.card.state.take_changed();
         self.card.run_vhost(!halts)?;
-        self.card.hear_vhost(self.session)?;
+        self.card.hear_vhost(self.session, halts)?;
         if halts {
             return Ok(false);
         }
@@ -414,14 +444,17 @@ impl Worker<'_> {
     fn wait(&mut self) -> io::Result<bool> {
         let until = self.card.pairs.iter().filter_map(Pair::held_until).min();
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let interests = self.card.pairs.iter().filter_map(Pair::interest);
+        // A pause that `work` has not seen must not find the kernel at work.
+        self.session.set_busy(self.card.pairs.iter().any(Pair::is_running));
         let events = self.card.events.into_iter().flat_map(Events::interests);
-        self.session.wait_for(interests.chain(events), timeout)
+        let backends = self.card.pairs.iter().filter_map(Pair::interest);
+        let control = self.control.as_ref().and_then(Control::interest);
+        self.session.wait_for(events.chain(backends).chain(control), timeout)
     }
 
     /// Lets the backends go on that the wait ended for.
     fn wake(&mut self) {
-        let mut waited_for = 0usize;
+        let mut waited_for = self.card.events.map_or(0, |events| events.interests().len());
         for pair in &mut self.card.pairs {
             // In the same order, and for the same ones, as in `wait`.
             let ready = match pair.interest() {
