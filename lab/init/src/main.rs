@@ -13,6 +13,7 @@
 //! | `init=PATH` | hand over to the root's own init, instead of doing the job and ending |
 //! | `records=DEVICE` | write numbered records there until the machine ends: see [`records`] |
 //! | `reset-at-once` | make its first mark, and reset the machine: nothing else |
+//! | `hang-at-once` | make its first mark, and stay: nothing else |
 //!
 //! The job is a shell script: the content of the disk whose serial number is `job`, at `/run/job` in the
 //! root. The init's own first act is boot mark 100, so that a timeline shows when user space began; its
@@ -44,6 +45,9 @@ fn main() -> Result<()> {
     // The kernel gives its init the words that it does not know itself.
     if std::env::args().any(|word| word == "reset-at-once") {
         reboot(RebootCommand::Restart)?;
+    }
+    if std::env::args().any(|word| word == "hang-at-once") {
+        return end(End::Hang, 0, &ports);
     }
     mount_file_systems()?;
     modules::load()?;

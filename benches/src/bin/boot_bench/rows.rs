@@ -9,7 +9,7 @@ use crate::usage::{Started, Usage};
 use crate::{Bench, Result, milliseconds};
 
 /// A machine that shows no sign of life for so long has hung.
-const PATIENCE: Duration = Duration::from_secs(40);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Between two looks at the trace: its events bear their own time.
 const LOOK: Duration = Duration::from_millis(2);
