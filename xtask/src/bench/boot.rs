@@ -85,7 +85,7 @@ pub(crate) fn run(options: &BootOptions) -> Result<ExitCode> {
         let (here, rounds) = match set {
             Set::Guest => (kvm != Kvm::None, rounds),
             Set::Linux => (hardware, rounds),
-            Set::LinuxOnce => (hardware, rounds.div_ceil(4)),
+            Set::LinuxOnce => (hardware, rounds.div_ceil(5)),
         };
         let at_a_time = if here { rounds } else { LAB_ROUNDS };
         for part in 0..rounds.div_ceil(at_a_time) {

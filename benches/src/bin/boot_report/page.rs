@@ -7,9 +7,9 @@ use crate::goals::Verdict;
 use crate::table::{Table, escape};
 
 const NOTE: &str = "Medians, behind each the 95th and the 99th percentile; where there are fewer than \
-twenty runs, both are the slowest of them. The contestants took turns in every round. The floor is a \
-program that does the least that KVM allows to run a guest: benches/src/floor.rs. CPU time and peak \
-memory include the guest's.";
+twenty runs, both are the slowest of them, and a figure without them is of one run. The contestants \
+took turns in every round. The floor is a program that does the least that KVM allows to run a guest: \
+benches/src/floor.rs. CPU time and peak memory include the guest's.";
 
 /// The tables of each section.
 fn sections(figures: &Figures) -> Vec<(&'static str, Vec<Table>)> {
