@@ -13,7 +13,7 @@ use super::machine_files::MachineFiles;
 use super::peers::Peers;
 use crate::cargo::{self, LAB_TARGET, Workspace};
 use crate::host::Kvm;
-use crate::lab::{Binary, Ended, Guest, Io, Lab, Run, Shared};
+use crate::lab::{Binary, Ended, Guest, Io, Lab, Run, Shared, Timers};
 use crate::{setup, step};
 
 /// QEMU's emulation of nested virtualization has its faults: now and then the lab's kernel crashes or
@@ -162,6 +162,7 @@ impl Bench {
             patience: Some(LAB_PATIENCE),
             results: Some(results.path().to_owned()),
             smp: LAB_PROCESSORS,
+            timers: Timers::Exact,
             ..Run::new(command, Duration::ZERO)
         };
         for program in ["boot_bench", "floor"] {

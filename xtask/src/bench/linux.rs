@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::peers::add_qemu;
 use crate::cargo::{self, LAB_TARGET};
 use crate::host::Kvm;
-use crate::lab::{Binary, Ended, Guest, Io, Lab, ROOT_DISK, Run, Shared};
+use crate::lab::{Binary, Ended, Guest, Io, Lab, ROOT_DISK, Run, Shared, Timers};
 use crate::setup;
 
 /// Another monitor's binary and kernel, which take part if these variables name them.
@@ -107,7 +107,7 @@ fn in_the_lab(guest: Guest, bench: &Path, words: &[String]) -> Result<ExitCode> 
     let script = r#"mount -t debugfs debugfs /sys/kernel/debug && modprobe -a tun vhost_net && exec /root/bench "$@""#;
     let mut command: Vec<OsString> = ["sh", "-c", script, "bench"].map(OsString::from).to_vec();
     command.extend(words.iter().map(OsString::from));
-    let mut run = Run { timeout: None, ..Run::new(command, Duration::ZERO) };
+    let mut run = Run { timeout: None, timers: Timers::Exact, ..Run::new(command, Duration::ZERO) };
     run.add_root_disk(lab.guest())?;
     run.files.push(Shared { host: bench.to_owned(), guest: "/root/bench".into() });
     add_qemu(&mut run)?;

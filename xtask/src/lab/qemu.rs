@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::Run;
 use super::image::Image;
+use super::{Run, Timers};
 
 /// From QEMU's start until the command runs: a few seconds; this much on a crowded machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -129,7 +129,12 @@ fn machine(image: &Image, run: &Run, archive: &Path) -> Result<Command> {
     qemu.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
     qemu.arg("-kernel").arg(&image.kernel).arg("-initrd").arg(&image.initramfs);
     // On a crowded machine the emulated timer may come too late for the kernel's check of it.
-    qemu.args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"]);
+    let cmdline = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check";
+    let timers = match run.timers {
+        Timers::Exact => "",
+        Timers::Periodic => " nohz=off highres=off",
+    };
+    qemu.args(["-append", &format!("{cmdline}{timers}")]);
     // What is written to the disks goes to a temporary file and is forgotten.
     let own = [(image.disk.as_path(), "if=virtio"), (archive, "if=virtio,readonly=on")];
     let more = run.disks.iter().map(|disk| (disk.as_path(), "if=virtio"));

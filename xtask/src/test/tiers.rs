@@ -106,7 +106,7 @@ pub(super) fn t2(report: &mut Report, kvm_in_lab: bool) -> Result<()> {
 
     let mut boot = vec![OsString::from("sparkler")];
     boot.extend(demo::stock_boot(GUEST_KERNEL.as_ref(), GUEST_INITRD.as_ref()));
-    let boot = Run::new(boot, LIMIT);
+    let boot = Run { patience: Some(patience()), ..Run::new(boot, LIMIT) };
     run_in_lab(report, &lab, "boot of Debian's kernel, lab", &boot, |ended, _| {
         Counts::one(ended == Some(Ended::Exit(demo::EXIT_CODE)))
     })?;
