@@ -14,6 +14,9 @@ use crate::host::Kvm;
 use crate::lab::{Binary, Ended, Guest, Io, Lab, ROOT_DISK, Run, Shared, Timers};
 use crate::setup;
 
+/// A lab that says nothing for so long stands still: a monitor takes a minute or two for all rows.
+const LAB_PATIENCE: Duration = Duration::from_secs(300);
+
 /// Another monitor's binary and kernel, which take part if these variables name them.
 const FIRECRACKER: [(&str, &str); 2] =
     [("FIRECRACKER", "/root/firecracker"), ("FIRECRACKER_KERNEL", "/root/vmlinux")];
@@ -107,7 +110,8 @@ fn in_the_lab(guest: Guest, bench: &Path, words: &[String]) -> Result<ExitCode> 
     let script = r#"mount -t debugfs debugfs /sys/kernel/debug && modprobe -a tun vhost_net && exec /root/bench "$@""#;
     let mut command: Vec<OsString> = ["sh", "-c", script, "bench"].map(OsString::from).to_vec();
     command.extend(words.iter().map(OsString::from));
-    let mut run = Run { timeout: None, timers: Timers::Exact, ..Run::new(command, Duration::ZERO) };
+    let (timeout, patience, timers) = (None, Some(LAB_PATIENCE), Timers::Exact);
+    let mut run = Run { timeout, patience, timers, ..Run::new(command, Duration::ZERO) };
     run.add_root_disk(lab.guest())?;
     run.files.push(Shared { host: bench.to_owned(), guest: "/root/bench".into() });
     add_qemu(&mut run)?;
