@@ -6,6 +6,9 @@ use std::fmt::Display;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+/// How often a monitor may try one round: in the lab, machines stand still now and then.
+const TRIES: u32 = 3;
+
 /// Every figure that was measured, by row and monitor.
 pub type Measured<M, F> = BTreeMap<(&'static str, M), Vec<F>>;
 
@@ -59,31 +62,33 @@ impl Turns {
         Ok(chosen.into_iter().copied().collect())
     }
 
-    /// Lets each monitor run in turn. One that fails is told of and left out of that round: the others can
-    /// still be compared, and it has further runs. `run` gives the rows that it came to, by name, of the
-    /// `names` there are.
-    pub fn take<M: Display + Copy + Ord, F>(
+    /// Lets each monitor run in turn. `run` gives the figures of the rows that it came to, in their order.
+    /// For those that it did not come to, since the machine stood still or broke down, it has further
+    /// tries. What it never comes to is left out of that round: the others can still be compared.
+    pub fn take<R, M: Display + Copy + Ord, F>(
         &self,
         monitors: &[M],
-        names: &[&str],
-        mut run: impl FnMut(M) -> Result<Vec<(&'static str, F)>>,
+        rows: &[&'static R],
+        name: fn(&R) -> &'static str,
+        mut run: impl FnMut(M, &[&'static R]) -> Result<Vec<F>>,
     ) -> Measured<M, F> {
         let mut measured = Measured::new();
         for round in 1..=self.runs {
             for &monitor in monitors {
                 eprintln!("run {round} of {}: {monitor}", self.runs);
-                let rows = match run(monitor) {
-                    Ok(rows) => rows,
-                    Err(error) => {
+                let mut rest = rows;
+                for _ in 0..TRIES {
+                    let figures = run(monitor, rest).unwrap_or_else(|error| {
                         println!("run {round}, {monitor}: {error}");
-                        continue;
+                        Vec::new()
+                    });
+                    let (done, missing) = rest.split_at(figures.len().min(rest.len()));
+                    for (row, figures) in done.iter().zip(figures) {
+                        measured.entry((name(row), monitor)).or_insert_with(Vec::new).push(figures);
                     }
-                };
-                if let Some(name) = names.get(rows.len()) {
-                    println!("{monitor} stood still at {name:?} and was ended");
-                }
-                for (row, figures) in rows {
-                    measured.entry((row, monitor)).or_insert_with(Vec::new).push(figures);
+                    rest = missing;
+                    let Some(row) = rest.first() else { break };
+                    println!("run {round}, {monitor}: broke down at {:?}", name(row));
                 }
             }
         }
@@ -107,6 +112,12 @@ pub fn median<F>(figures: &[F], value: impl Fn(&F) -> f64) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
+/// The least and the greatest of the figures.
+pub fn range<F>(figures: &[F], value: impl Fn(&F) -> f64) -> (f64, f64) {
+    let all = (f64::INFINITY, f64::NEG_INFINITY);
+    figures.iter().map(value).fold(all, |(low, high), value| (low.min(value), high.max(value)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,19 +136,48 @@ mod tests {
     }
 
     #[test]
-    fn a_monitor_that_fails_once_is_measured_all_the_same() {
-        let mut number = 0;
-        let measured = turns("").take(&[1, 2], &["a", "b"], |monitor| {
-            number += 1;
-            if number == 1 {
-                Err("it broke".into())
-            } else {
-                Ok(vec![("a", monitor * 10 + number)])
-            }
-        });
-        assert_eq!(measured[&("a", 1)], [13, 15]);
-        assert_eq!(measured[&("a", 2)], [22, 24, 26]);
-        assert_eq!(median(&measured[&("a", 2)], |it| f64::from(*it)), 24.0);
+    fn what_breaks_down_is_tried_again_where_it_did() {
+        const ROWS: [&&str; 3] = [&"a", &"b", &"c"];
+        let mut tried = Vec::new();
+        let measured = turns("").take(
+            &[1],
+            &ROWS,
+            |row| row,
+            |_, rows| {
+                tried.push(rows.iter().copied().copied().collect::<String>());
+                match tried.len() {
+                    1 => Ok(vec![10]),
+                    2 => Err("it broke".into()),
+                    count => Ok(vec![count; rows.len()]),
+                }
+            },
+        );
+        assert_eq!(tried, ["abc", "bc", "bc", "abc", "abc"]);
+        assert_eq!(measured[&("a", 1)], [10, 4, 5]);
+        assert_eq!(measured[&("b", 1)], [3, 4, 5]);
+    }
+
+    #[test]
+    fn what_never_works_is_left_out() {
+        let mut tries = 0;
+        let measured = turns("").take(
+            &[1, 2],
+            &[&"a"],
+            |row| row,
+            |monitor, _| {
+                tries += u32::from(monitor == 1);
+                if monitor == 1 { Err("no".into()) } else { Ok(vec![7]) }
+            },
+        );
+        assert_eq!(tries, 3 * TRIES);
+        assert_eq!(measured.get(&("a", 1)), None);
+        assert_eq!(measured[&("a", 2)], [7; 3]);
+    }
+
+    #[test]
+    fn the_middle_one_stands_for_all() {
+        assert_eq!(median(&[24, 16, 22], |it| f64::from(*it)), 22.0);
+        assert_eq!(range(&[24, 16, 22], |it| f64::from(*it)), (16.0, 24.0));
         assert!(median(&[], |it: &f64| *it).is_nan());
     }
 }

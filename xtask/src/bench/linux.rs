@@ -16,6 +16,8 @@ use crate::setup;
 
 /// A lab that says nothing for so long stands still: a monitor takes a minute or two for all rows.
 const LAB_PATIENCE: Duration = Duration::from_secs(300);
+/// It does so now and then, by faults in QEMU's emulation of nested virtualization.
+const LAB_TRIES: u32 = 2;
 
 /// Another monitor's binary and kernel, which take part if these variables name them.
 const FIRECRACKER: [(&str, &str); 2] =
@@ -122,8 +124,13 @@ fn in_the_lab(guest: Guest, bench: &Path, words: &[String]) -> Result<ExitCode> 
             run.env.push((variable.to_owned(), place.to_owned()));
         }
     }
-    match lab.run(&run, Io::Show)?.ended {
-        Ended::Exit(0) => Ok(ExitCode::SUCCESS),
-        ended => bail!("the benchmark failed in the lab ({ended:?})"),
+    for attempt in 1..=LAB_TRIES {
+        match lab.run(&run, Io::Show).map(|finished| finished.ended) {
+            Ok(Ended::Exit(0)) => return Ok(ExitCode::SUCCESS),
+            Ok(Ended::Exit(code)) => bail!("the benchmark failed in the lab (exit code {code})"),
+            Ok(Ended::TimedOut) => eprintln!("try {attempt} of {LAB_TRIES}: the lab stood still"),
+            Err(error) => eprintln!("try {attempt} of {LAB_TRIES}: {error:#}"),
+        }
     }
+    bail!("the lab broke down in each try")
 }

@@ -11,7 +11,7 @@ use crate::counters::{Counters, Source};
 
 /// One job of fio.
 pub(crate) struct Row {
-    pub(crate) name: &'static str,
+    name: &'static str,
     pattern: &'static str,
     block_kib: u32,
     depth: u32,
@@ -27,6 +27,10 @@ pub(crate) const ROWS: [Row; 6] = [
 ];
 
 impl Row {
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
     pub(crate) fn unit(&self) -> &'static str {
         if self.block_kib == 4 { "IOPS" } else { "MB/s" }
     }
@@ -73,7 +77,7 @@ job() {
 }
 
 /// What the jobs of one machine gave, in order; fewer than all if the machine stood still.
-pub(crate) type Measured = Vec<(&'static str, Figures)>;
+pub(crate) type Measured = Vec<Figures>;
 
 /// Runs the jobs in a machine, with its console on standard output. Ends a machine of which nothing is
 /// heard for so long that it must have lost an interrupt.
@@ -119,7 +123,7 @@ fn follow(
             ("end", _) => end = source.read()?,
             ("result", result) => {
                 let row = rest.next().ok_or("more results than jobs")?;
-                measured.push((row.name, figures(row, begin, end, result)?));
+                measured.push(figures(row, begin, end, result)?);
             }
             _ => said += &format!("\n  {line}"),
         }

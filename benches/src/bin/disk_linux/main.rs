@@ -24,7 +24,7 @@ use std::time::Duration;
 
 use guest::{Figures, ROWS, Row};
 use monitors::{Files, Monitor};
-use sparkler_benches::turns::{Measured, Turns, median};
+use sparkler_benches::turns::{Measured, Turns, median, range};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -33,25 +33,25 @@ const SIZE: usize = 256 << 20;
 
 fn main() -> Result<()> {
     let turns = Turns::of_command_line(4)?;
-    let rows = turns.rows(&ROWS, |row| row.name)?;
+    let rows = turns.rows(&ROWS, Row::name)?;
     let monitors = turns.monitors(&Monitor::all())?;
     let (runs, seconds) = (turns.runs, turns.seconds);
     let folder = tempfile::tempdir()?;
     let image = tempfile::Builder::new().prefix("disk-").tempfile_in("/dev/shm")?;
     fill(image.path())?;
     let job = folder.path().join("job");
-    fs::write(&job, guest::script(&rows, seconds))?;
     let files = Files::new(folder.path(), image.path(), &job)?;
 
     let patience = Duration::from_secs(60 + 2 * u64::from(seconds));
-    let names: Vec<_> = rows.iter().map(|row| row.name).collect();
-    let figures = turns
-        .take(&monitors, &names, |monitor| guest::run(monitor.command(&files)?, &rows, patience));
+    let figures = turns.take(&monitors, &rows, Row::name, |monitor, rows| {
+        fs::write(&job, guest::script(rows, seconds))?;
+        guest::run(monitor.command(&files)?, rows, patience)
+    });
     println!("stock Linux, 1 vCPU, 512 MiB, image on tmpfs, fio direct libaio {seconds} s;");
-    println!("medians of {runs} runs, the monitors taking turns\n");
+    println!("medians of {runs} runs (least to greatest), the monitors taking turns\n");
     println!(
-        "{:22} {:24} {:>9} {:>6} {:>8} {:>10} {:>8}",
-        "", "", "", "ratio", "exits", "interrupts", "CPU µs"
+        "{:22} {:24} {:>9} {:17} {:>6} {:>8} {:>10} {:>8}",
+        "", "", "", "", "ratio", "exits", "interrupts", "CPU µs"
     );
     for row in &rows {
         print_row(row, &monitors, &figures);
@@ -72,16 +72,18 @@ fn fill(image: &Path) -> Result<()> {
 fn print_row(row: &Row, monitors: &[Monitor], figures: &Measured<Monitor, Figures>) {
     let mut first = None;
     for monitor in monitors {
-        let Some(runs) = figures.get(&(row.name, *monitor)) else { continue };
+        let Some(runs) = figures.get(&(row.name(), *monitor)) else { continue };
         let of = |value: fn(&Figures) -> f64| median(runs, value);
-        let result = match row.unit() {
-            "IOPS" => of(|run| run.per_second),
-            _ => of(|run| run.megabytes_per_second),
+        let value: fn(&Figures) -> f64 = match row.unit() {
+            "IOPS" => |run| run.per_second,
+            _ => |run| run.megabytes_per_second,
         };
-        let name = if first.is_none() { row.name } else { "" };
+        let (result, (low, high)) = (of(value), range(runs, value));
+        let range = format!("({low:.0} to {high:.0})");
+        let name = if first.is_none() { row.name() } else { "" };
         let ratio = *first.get_or_insert(result) / result;
         println!(
-            "{name:22} {monitor:24} {result:9.0} {ratio:6.2} {:8.2} {:10.2} {:8.1}  {}",
+            "{name:22} {monitor:24} {result:9.0} {range:17} {ratio:6.2} {:8.2} {:10.2} {:8.1}  {}",
             of(|run| run.exits),
             of(|run| run.interrupts),
             of(|run| run.cpu_microseconds),

@@ -16,7 +16,7 @@ const ECHOES: f64 = 2000.0;
 
 /// One job.
 pub(crate) struct Row {
-    pub(crate) name: &'static str,
+    name: &'static str,
     kind: Kind,
     /// What iperf3 is told beyond the usual.
     words: &'static str,
@@ -41,6 +41,10 @@ pub(crate) const ROWS: [Row; 7] = [
 ];
 
 impl Row {
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
     pub(crate) fn unit(&self) -> &'static str {
         match self.kind {
             Kind::Stream => "Mbit/s",
@@ -117,7 +121,7 @@ echoes() {{
 }
 
 /// What the jobs of one machine gave, in order; fewer than all if the machine stood still.
-pub(crate) type Measured = Vec<(&'static str, Figures)>;
+pub(crate) type Measured = Vec<Figures>;
 
 /// Runs the jobs in a machine, with its console on standard output. Ends a machine of which nothing is
 /// heard for so long that it must have lost an interrupt.
@@ -179,7 +183,7 @@ fn follow(child: &mut Child, rows: &[&Row], patience: Duration, seconds: u32) ->
                     return Err(format!("the result of job {number}, not of {:?}", row.name).into());
                 }
                 let result: f64 = result.parse().map_err(|_| format!("the result {result:?}"))?;
-                measured.push((row.name, figures(row, result, end - begin, seconds)));
+                measured.push(figures(row, result, end - begin, seconds));
                 // What the machine does afterwards, a monitor's way of a reboot, is of no interest.
                 if measured.len() == count {
                     return Ok(measured);

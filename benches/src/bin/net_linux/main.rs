@@ -8,6 +8,7 @@
 //! | column | what |
 //! |---|---|
 //! | the figure | as iperf3's receiver or ping has it |
+//! | ratio | of ours to theirs; of a time, theirs to ours |
 //! | CPU | all that this host worked meanwhile, its guest and iperf3 included, in seconds for a gigabyte, or in µs for a packet or an echo. So threads of the kernel count as well |
 
 mod guest;
@@ -20,7 +21,7 @@ use std::time::Duration;
 
 use guest::{Figures, ROWS, Row};
 use monitors::{Files, Monitor};
-use sparkler_benches::turns::{Measured, Turns, median};
+use sparkler_benches::turns::{Measured, Turns, median, range};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -30,25 +31,24 @@ const GUEST: &str = "10.0.0.2";
 
 fn main() -> Result<()> {
     let turns = Turns::of_command_line(3)?;
-    let rows = turns.rows(&ROWS, |row| row.name)?;
+    let rows = turns.rows(&ROWS, Row::name)?;
     let monitors = turns.monitors(&Monitor::all())?;
     let (runs, seconds) = (turns.runs, turns.seconds);
     enter_namespace()?;
     let folder = tempfile::tempdir()?;
     let job = folder.path().join("job");
-    fs::write(&job, guest::script(&rows, seconds))?;
     let files = Files::new(folder.path(), &job)?;
 
     let patience = Duration::from_secs(60 + 4 * u64::from(seconds));
-    let names: Vec<_> = rows.iter().map(|row| row.name).collect();
-    let figures = turns.take(&monitors, &names, |monitor| {
+    let figures = turns.take(&monitors, &rows, Row::name, |monitor, rows| {
+        fs::write(&job, guest::script(rows, seconds))?;
         // A server whose client was killed waits for it for ever: each machine has a new one.
         let _server = Server::start()?;
-        guest::run(monitor.command(&files)?, &rows, patience, seconds)
+        guest::run(monitor.command(&files)?, rows, patience, seconds)
     });
     println!("stock Linux, 1 vCPU, 512 MiB, tap, {seconds} s for each figure;");
-    println!("medians of {runs} runs, the monitors taking turns; the ratio is ours to theirs\n");
-    println!("{:18} {:22} {:>10} {:>18} {:>6} {:>10}", "", "", "", "", "ratio", "CPU");
+    println!("medians of {runs} runs (least to greatest), the monitors taking turns\n");
+    println!("{:14} {:20} {:>8} {:17} {:18} {:>6} {:>8}", "", "", "", "", "", "ratio", "CPU");
     for row in &rows {
         print_row(row, &monitors, &figures);
     }
@@ -58,15 +58,17 @@ fn main() -> Result<()> {
 fn print_row(row: &Row, monitors: &[Monitor], figures: &Measured<Monitor, Figures>) {
     let mut first = None;
     for monitor in monitors {
-        let Some(runs) = figures.get(&(row.name, *monitor)) else { continue };
+        let Some(runs) = figures.get(&(row.name(), *monitor)) else { continue };
         let of = |value: fn(&Figures) -> f64| median(runs, value);
-        let result = of(|run| run.result);
-        let name = if first.is_none() { row.name } else { "" };
+        let value = |run: &Figures| run.result;
+        let (result, (low, high)) = (of(value), range(runs, value));
+        let range = format!("({low:.0} to {high:.0})");
+        let name = if first.is_none() { row.name() } else { "" };
         // More is better, but for a time.
         let ours = *first.get_or_insert(result);
         let ratio = if row.is_time() { result / ours } else { ours / result };
         println!(
-            "{name:18} {monitor:22} {result:10.1} {:18} {ratio:6.2} {:8.2} {}",
+            "{name:14} {monitor:20} {result:8.0} {range:17} {:18} {ratio:6.2} {:8.2} {}",
             row.unit(),
             of(|run| run.cpu),
             row.cpu_unit(),
