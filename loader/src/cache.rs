@@ -1,7 +1,10 @@
 //! Unpacked kernels, kept in a folder from one boot to the next.
 
+use std::ffi::CString;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
@@ -55,7 +58,9 @@ impl Kernel {
     /// The file is named by the BLAKE3 hash of what it was unpacked from, so that a new kernel of the same name
     /// is never taken for the old one; looking it up costs reading the image. It is as large as the unpacked
     /// kernel, and stays until somebody removes it, which is safe at any time, also while machines run. Whoever
-    /// may look into the folder may read it: one that root fills serves every user.
+    /// may look into the folder may read it: one that root fills serves every user. It has no name before it is
+    /// whole, so that a process that is killed leaves nothing behind; where the file system knows no such files, as
+    /// NFS, that is a `.tmp` file, which may be removed.
     ///
     /// The folder is trusted: it must belong to this user or to root, and nobody else may write to it. A file
     /// that has another size than the image states, or is no ELF kernel, as one that was cut off, is
@@ -116,11 +121,11 @@ impl Kernel {
         error: &impl Fn(CacheError) -> LoadError,
     ) -> Result<Image, LoadError> {
         let failed = |what| move |source| error(CacheError::Io { what, source });
-        let (temporary, mut file) = Temporary::beside(path).map_err(failed("create a file"))?;
+        let mut temporary = Temporary::beside(path).map_err(failed("create a file"))?;
         let mut data = Hashed::new(payload.reader(self.image()));
         let mut unwritten = None;
         let unpacked = payload.unpack_from(&mut data, &mut |bytes| {
-            file.write_all(bytes).map_err(|source| {
+            temporary.file.write_all(bytes).map_err(|source| {
                 let kind = source.kind();
                 unwritten = Some(source);
                 kind.into()
@@ -135,7 +140,8 @@ impl Kernel {
         if data.finish().ok() != Some(hash) {
             return Err(error(CacheError::Changed));
         }
-        temporary.finish(&file).map_err(failed("write the unpacked kernel"))?;
+        temporary.finish().map_err(failed("write the unpacked kernel"))?;
+        let file = temporary.file.try_clone().map_err(failed("open the unpacked kernel"))?;
         let image = Image::own_file(self.image().name().clone(), file, payload.size());
         Elf::parse(&image).map_err(|source| self.bzimage_error(BzImageError::Elf(source)))?;
         temporary.keep(path).map_err(failed("move the unpacked kernel to its place"))?;
@@ -170,19 +176,34 @@ impl<R: Read> Read for Hashed<R> {
     }
 }
 
-/// A file that is removed with this value, unless it was moved to its place.
-struct Temporary(Option<PathBuf>);
+/// A file that is not at its place yet. The name that it may have meanwhile is removed with this value.
+#[derive(Debug)]
+struct Temporary {
+    file: File,
+    name: Option<PathBuf>,
+}
 
 impl Temporary {
-    /// A new file, for us alone.
-    fn beside(path: &Path) -> io::Result<(Self, File)> {
+    /// A new file, for us alone. It has no name where the file system can do that, so that a process that is
+    /// killed leaves nothing behind. NFS cannot, nor many of FUSE, nor overlayfs before Linux 6.3.
+    fn beside(path: &Path) -> io::Result<Self> {
+        let folder = path.parent().unwrap_or(path);
+        match options().custom_flags(libc::O_TMPFILE).open(folder) {
+            // Without /proc it could not be given a name later.
+            Ok(file) if path_of(&file).exists() => Ok(Self { file, name: None }),
+            Ok(_) => Self::named(path),
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Self::named(path),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn named(path: &Path) -> io::Result<Self> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         loop {
             let number = COUNT.fetch_add(1, Ordering::Relaxed);
-            let path = path.with_extension(format!("{}-{number}.tmp", process::id()));
-            let mut options = OpenOptions::new();
-            match options.read(true).write(true).create_new(true).mode(0o600).open(&path) {
-                Ok(file) => return Ok((Self(Some(path)), file)),
+            let name = path.with_extension(format!("{}-{number}.tmp", process::id()));
+            match options().create_new(true).open(&name) {
+                Ok(file) => return Ok(Self { file, name: Some(name) }),
                 // Of a process that was killed, and had the same number.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(error) => return Err(error),
@@ -190,27 +211,62 @@ impl Temporary {
         }
     }
 
-    /// Nobody is to write to it any more, as machines map it; and it is on the disk before it has its name, so that
-    /// no loss of power leaves a file of zeros there.
-    fn finish(&self, file: &File) -> io::Result<()> {
-        file.set_permissions(Permissions::from_mode(0o444))?;
-        file.sync_data()
+    /// Nobody is to write to it any more, as machines map it; and it is on the disk before it is at its place, so
+    /// that no loss of power leaves a file of zeros there.
+    fn finish(&self) -> io::Result<()> {
+        self.file.set_permissions(Permissions::from_mode(0o444))?;
+        self.file.sync_data()
     }
 
-    /// Moves it to its place.
+    /// Moves it to its place, whatever is there.
     fn keep(mut self, path: &Path) -> io::Result<()> {
-        let Some(temporary) = &self.0 else { return Ok(()) };
-        fs::rename(temporary, path)?;
-        self.0 = None;
+        match &self.name {
+            Some(name) => fs::rename(name, path)?,
+            None => link(&self.file, path)?,
+        }
+        self.name = None;
         Ok(())
     }
 }
 
 impl Drop for Temporary {
     fn drop(&mut self) {
-        if let Some(path) = &self.0 {
+        if let Some(name) = &self.name {
             // It is not needed, and may be removed by anybody else.
-            let _ = fs::remove_file(path);
+            let _ = fs::remove_file(name);
+        }
+    }
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600);
+    options
+}
+
+/// Where the kernel has an open file, also one without a name.
+fn path_of(file: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// Names a file that has no name, in the place of what may be there.
+#[allow(unsafe_code)] // One system call: the standard library's does not follow links.
+fn link(file: &File, path: &Path) -> io::Result<()> {
+    let from = CString::new(path_of(file).into_os_string().into_vec())?;
+    let to = CString::new(path.as_os_str().as_bytes())?;
+    loop {
+        let (here, follow) = (libc::AT_FDCWD, libc::AT_SYMLINK_FOLLOW);
+        // SAFETY: both are C strings, and the kernel only reads them.
+        if unsafe { libc::linkat(here, from.as_ptr(), here, to.as_ptr(), follow) } == 0 {
+            return Ok(());
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::AlreadyExists {
+            return Err(error);
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
     }
 }
@@ -230,4 +286,32 @@ fn is_private(metadata: &fs::Metadata) -> bool {
     // SAFETY: the call has no arguments and always succeeds.
     let user = unsafe { libc::geteuid() };
     [0, user].contains(&metadata.uid()) && metadata.mode() & WRITABLE_BY_OTHERS == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_takes_its_place_with_and_without_a_name_before() {
+        // Not every file system can have files without names; the one in memory can.
+        let folder = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = folder.path().join("kernel");
+        let entries = || fs::read_dir(folder.path()).unwrap().count();
+        for (make, names) in [(Temporary::beside as fn(&Path) -> _, 0), (Temporary::named, 1)] {
+            let make = || -> Temporary { make(&path).unwrap() };
+            drop(make());
+            assert_eq!(entries(), 0);
+            for content in ["first", "second"] {
+                let mut temporary = make();
+                temporary.file.write_all(content.as_bytes()).unwrap();
+                assert_eq!(entries(), names + usize::from(path.exists()));
+                temporary.finish().unwrap();
+                temporary.keep(&path).unwrap();
+                assert_eq!(fs::read_to_string(&path).unwrap(), content);
+                assert_eq!(entries(), 1);
+            }
+            fs::remove_file(&path).unwrap();
+        }
+    }
 }

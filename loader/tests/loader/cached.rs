@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -10,11 +11,14 @@ use sparkler_loader::{BzImageError, CacheError, Kernel, LoadError};
 use tempfile::TempDir;
 
 use crate::mapped::{WHOLE, check, elf, lz4_bzimage, lz4_packed};
-use crate::support::BzImage;
+use crate::support::{BzImage, with_small_files};
 
 /// A folder for us alone, whatever the umask is.
 fn folder() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
+    private(tempfile::tempdir().unwrap())
+}
+
+fn private(folder: TempDir) -> TempDir {
     fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
     folder
 }
@@ -113,6 +117,16 @@ fn a_broken_image_leaves_nothing_behind() {
     let refused = Kernel::bytes(lz4_packed(&narrow)).cached(folder.path()).unwrap_err();
     let is_said = matches!(refused, LoadError::BzImage { source: BzImageError::Elf(_), .. });
     assert!(is_said, "{refused:?}");
+    assert_eq!(entries(folder.path()).len(), 0);
+}
+
+#[test]
+fn a_process_that_is_killed_meanwhile_leaves_nothing_behind() {
+    let name = "cached::a_process_that_is_killed_meanwhile_leaves_nothing_behind";
+    // Not every file system can have files without names; the one in memory can.
+    let folder = private(tempfile::tempdir_in("/dev/shm").unwrap());
+    let status = with_small_files(name, ":", folder.path(), |folder| drop(cached(folder)));
+    assert_eq!(status.signal(), Some(libc::SIGXFSZ), "killed in the middle: {status}");
     assert_eq!(entries(folder.path()).len(), 0);
 }
 

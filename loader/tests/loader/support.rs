@@ -1,5 +1,9 @@
 //! Builds small kernels, and reads back what the loader made of them.
 
+use std::env;
+use std::path::Path;
+use std::process::{self, Command, ExitStatus};
+
 use sparkler_loader::{BootConfig, Cmdline, Entry, Kernel, LoadError};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -35,6 +39,28 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+/// How a process ends that has done its work. Not 0, as one would that has found no test of the name.
+pub(crate) const DONE: i32 = 42;
+
+/// Has the test of this name do `work` in a process of its own where no file grows beyond 50 KiB: writing more
+/// raises SIGXFSZ, after what the shell's command `before` did about that.
+pub(crate) fn with_small_files(
+    test: &str,
+    before: &str,
+    folder: &Path,
+    work: impl FnOnce(&Path),
+) -> ExitStatus {
+    const FOLDER: &str = "SPARKLER_TEST_FOLDER";
+    if let Some(folder) = env::var_os(FOLDER) {
+        work(Path::new(&folder));
+        process::exit(DONE);
+    }
+    let script = format!("{before}; ulimit -c 0; ulimit -f 100; exec \"$@\"");
+    let mut again = Command::new("sh");
+    again.args(["-c", &script, "sh"]).arg(env::current_exe().unwrap());
+    again.args([test, "--exact", "--nocapture"]).env(FOLDER, folder).status().unwrap()
 }
 
 #[derive(Clone)]
