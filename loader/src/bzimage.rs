@@ -222,23 +222,14 @@ impl Payload {
         u64::from(self.size)
     }
 
-    /// Unpacks it into `sink`, which is called at least once, and gets a part of an ELF file in each call. What
-    /// it gets is to be believed only after this has succeeded.
-    pub(crate) fn unpack(&self, image: &Image, sink: &mut Sink<'_>) -> Result<(), BzImageError> {
-        self.unpack_from(self.reader(image), sink)
-    }
-
     /// Its bytes, as they are in the image, without the size behind them.
     pub(crate) fn reader<'a>(&self, image: &'a Image) -> Reader<'a> {
         image.reader(self.offset, self.len)
     }
 
-    /// The same as [`unpack`](Self::unpack), of what its [`reader`](Self::reader) gives.
-    pub(crate) fn unpack_from(
-        &self,
-        data: impl Read,
-        sink: &mut Sink<'_>,
-    ) -> Result<(), BzImageError> {
+    /// Unpacks what its [`reader`](Self::reader) gives into `sink`, which is called at least once, and gets a
+    /// part of an ELF file in each call. What it gets is to be believed only after this has succeeded.
+    pub(crate) fn unpack(&self, data: impl Read, sink: &mut Sink<'_>) -> Result<(), BzImageError> {
         let compression = self.compression;
         let mut start: Vec<u8> = Vec::new();
         let mut sink = |bytes: &[u8]| {

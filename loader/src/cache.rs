@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
@@ -14,10 +14,11 @@ use blake3::{Hash, Hasher};
 use thiserror::Error;
 
 use crate::bzimage::{BzImageError, Payload};
+use crate::decompress::Sink;
 use crate::elf::Elf;
 use crate::error::LoadError;
 use crate::image::{Image, ImageError};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, write_to};
 use crate::layout::HOLE_START;
 
 /// Why a folder cannot keep unpacked kernels.
@@ -84,9 +85,7 @@ impl Kernel {
         if self.is_elf()? {
             return Ok(self);
         }
-        let bzimage = self.bzimage()?;
-        let payload = bzimage.payload(self.image(), HOLE_START.0);
-        let payload = payload.map_err(|source| self.bzimage_error(source))?;
+        let (bzimage, payload) = self.payload(HOLE_START.0)?;
         let read = |source| ImageError::Read { image: self.image().name().clone(), source };
         let hash = Hashed::new(payload.reader(self.image())).finish().map_err(read)?;
         let path = folder.join(hash.to_hex().as_str()).with_extension("vmlinux");
@@ -123,18 +122,9 @@ impl Kernel {
         let failed = |what| move |source| error(CacheError::Io { what, source });
         let mut temporary = Temporary::beside(path).map_err(failed("create a file"))?;
         let mut data = Hashed::new(payload.reader(self.image()));
-        let mut unwritten = None;
-        let unpacked = payload.unpack_from(&mut data, &mut |bytes| {
-            temporary.file.write_all(bytes).map_err(|source| {
-                let kind = source.kind();
-                unwritten = Some(source);
-                kind.into()
-            })
-        });
-        if let Some(source) = unwritten {
-            return Err(failed("write the unpacked kernel")(source));
-        }
-        unpacked.map_err(|source| self.bzimage_error(source))?;
+        let broken = |source| self.bzimage_error(source);
+        let unpack = |sink: &mut Sink<'_>| payload.unpack(&mut data, sink).map_err(broken);
+        write_to(&mut temporary.file, unpack, failed("write the unpacked kernel"))?;
         // What was unpacked must be what was hashed, or whoever can write to one image could put a kernel of
         // theirs in the place of another.
         if data.finish().ok() != Some(hash) {
@@ -290,6 +280,8 @@ fn is_private(metadata: &fs::Metadata) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+
     use super::*;
 
     #[test]

@@ -30,6 +30,14 @@ pub enum LoadError {
         /// The reason.
         source: BzImageError,
     },
+    /// There is no memory for a copy of the kernel that machines share.
+    #[error("cannot keep the kernel {image} in memory")]
+    Share {
+        /// Which kernel.
+        image: ImageName,
+        /// The reason.
+        source: std::io::Error,
+    },
     /// A folder for unpacked kernels cannot be used.
     #[cfg(feature = "kernel-cache")]
     #[error("cannot keep unpacked kernels in `{}`", folder.display())]

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::fs::{File, FileType, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use thiserror::Error;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 use vm_memory::{ReadVolatile, VolatileMemoryError};
 
+use crate::decompress::Sink;
 use crate::map::{self, MapPages};
 
 /// How messages name an image.
@@ -135,12 +136,9 @@ impl Image {
         Ok(Self { name, source: Source::SharedFile(file), size, sealed })
     }
 
-    /// A sealed copy of what `fill` writes, which goes by the `name` of where it came from.
-    pub(crate) fn sealed(
-        name: ImageName,
-        fill: impl FnOnce(&mut File) -> io::Result<()>,
-    ) -> io::Result<Self> {
-        let file = map::sealed(fill)?;
+    /// A memfd, sealed from now on, which goes by the `name` of where its content came from.
+    pub(crate) fn sealed(name: ImageName, file: File) -> io::Result<Self> {
+        map::seal(&file)?;
         let size = file.metadata()?.len();
         Ok(Self { name, source: Source::OwnFile(Mutex::new(file)), size, sealed: true })
     }
@@ -208,23 +206,17 @@ impl Image {
         Ok(Cow::Owned(buffer))
     }
 
-    /// Writes all of it to `file`.
-    pub(crate) fn copy_to_file(&self, to: &mut File) -> io::Result<()> {
-        let from = match &self.source {
-            Source::OwnFile(file) => &*file.lock().unwrap_or_else(PoisonError::into_inner),
-            Source::SharedFile(file) => file,
-            Source::Bytes(bytes) => return to.write_all(bytes),
-        };
+    /// Gives all of it to `sink`.
+    pub(crate) fn read_into(&self, sink: &mut Sink<'_>) -> io::Result<()> {
+        let mut reader = self.reader(0, self.size);
         let mut buffer = vec![0; COPY_BUFFER];
-        let mut offset = 0;
-        while offset < self.size {
-            let size = usize::try_from(self.size - offset).unwrap_or(usize::MAX).min(COPY_BUFFER);
-            let Some(chunk) = buffer.get_mut(..size) else { break };
-            from.read_exact_at(chunk, offset)?;
-            to.write_all(chunk)?;
-            offset += size as u64;
+        loop {
+            let len = reader.read(&mut buffer)?;
+            match buffer.get(..len) {
+                None | Some([]) => return Ok(()),
+                Some(bytes) => sink(bytes)?,
+            }
         }
-        Ok(())
     }
 
     /// Maps `len` bytes from `offset` on into guest memory at `address`, if that can be done.

@@ -1,7 +1,8 @@
 //! A kernel image, and how it is entered.
 
 use std::borrow::Cow;
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -11,8 +12,9 @@ use linux_loader::bootparam::setup_header;
 use linux_loader::elf::ELFMAG;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
-use crate::bzimage::{BzImage, BzImageError};
+use crate::bzimage::{BzImage, BzImageError, Payload};
 use crate::cmdline::Cmdline;
+use crate::decompress::Sink;
 use crate::elf::{Elf, ElfError};
 use crate::elf_stream::ElfStream;
 use crate::error::LoadError;
@@ -77,30 +79,28 @@ impl Kernel {
     ///
     /// # Errors
     ///
-    /// [`LoadError`] if the image cannot be read or unpacked, or memory is lacking.
+    /// [`LoadError::Share`] if memory is lacking; another [`LoadError`] if the image cannot be read or unpacked.
     pub fn shared(self) -> Result<Self, LoadError> {
-        let name = self.image.name().clone();
-        let (unpacked_from, image) = match self.format()? {
+        let name = || self.image.name().clone();
+        let no_room = |source| LoadError::Share { image: name(), source };
+        let mut file = map::memfd().map_err(no_room)?;
+        let unpacked_from = match self.format()? {
             Format::Elf => {
-                (self.unpacked_from, Image::sealed(name.clone(), |to| self.image.copy_to_file(to)))
+                let read = |source| ImageError::Read { image: name(), source }.into();
+                let copy = |sink: &mut Sink<'_>| self.image.read_into(sink).map_err(read);
+                write_to(&mut file, copy, no_room)?;
+                self.unpacked_from
             }
             Format::BzImage => {
-                let bzimage = self.bzimage()?;
-                let payload = bzimage.payload(&self.image, HOLE_START.0);
-                let payload = payload.map_err(|source| self.bzimage_error(source))?;
-                let mut broken = None;
-                let image = Image::sealed(name.clone(), |to| {
-                    let result = payload.unpack(&self.image, &mut |bytes| to.write_all(bytes));
-                    broken = result.err();
-                    Ok(())
-                });
-                if let Some(source) = broken {
-                    return Err(self.bzimage_error(source));
-                }
-                (Some(bzimage), image)
+                let (bzimage, payload) = self.payload(HOLE_START.0)?;
+                let data = payload.reader(&self.image);
+                let broken = |source| self.bzimage_error(source);
+                let unpack = |sink: &mut Sink<'_>| payload.unpack(data, sink).map_err(broken);
+                write_to(&mut file, unpack, no_room)?;
+                Some(bzimage)
             }
         };
-        let image = image.map_err(|source| ImageError::Read { image: name, source })?;
+        let image = Image::sealed(name(), file).map_err(no_room)?;
         Ok(Self { image: Arc::new(image), unpacked_from, ..self })
     }
 
@@ -194,10 +194,8 @@ impl Kernel {
         pages: Option<&dyn MapPages>,
     ) -> Result<Entry, LoadError> {
         let elf_error = |source| self.bzimage_error(BzImageError::Elf(source));
-        let bzimage = self.bzimage()?;
+        let (bzimage, payload) = self.payload(e820::end_of_low_memory(memory))?;
         self.check_cmdline(&bzimage, config)?;
-        let payload = bzimage.payload(&self.image, e820::end_of_low_memory(memory));
-        let payload = payload.map_err(|source| self.bzimage_error(source))?;
         let mut info = None;
         let mut stream = ElfStream::new(memory, pages, payload.size(), |elf: &Elf| {
             info = Some(self.boot_info(&bzimage, elf, memory, config)?);
@@ -207,7 +205,8 @@ impl Kernel {
             stream.push(bytes, &elf_error);
             map::check_wanted(pages)
         };
-        payload.unpack(&self.image, &mut sink).map_err(|source| self.bzimage_error(source))?;
+        let data = payload.reader(&self.image);
+        payload.unpack(data, &mut sink).map_err(|source| self.bzimage_error(source))?;
         let elf = stream.finish(&elf_error)?;
         let entry = elf.entry(self.protocol).map_err(elf_error)?;
         let info = info.ok_or(elf_error(ElfError::NoSegments))?;
@@ -272,8 +271,11 @@ impl Kernel {
         Ok(matches!(self.format()?, Format::Elf))
     }
 
-    pub(crate) fn bzimage(&self) -> Result<BzImage, LoadError> {
-        BzImage::parse(&self.image).map_err(|source| self.bzimage_error(source))
+    /// The bzImage, and its payload, which states no more bytes than `limit`.
+    pub(crate) fn payload(&self, limit: u64) -> Result<(BzImage, Payload), LoadError> {
+        BzImage::parse(&self.image)
+            .and_then(|bzimage| Ok((bzimage, bzimage.payload(&self.image, limit)?)))
+            .map_err(|source| self.bzimage_error(source))
     }
 
     pub(crate) fn bzimage_error(&self, source: BzImageError) -> LoadError {
@@ -296,6 +298,23 @@ impl Kernel {
     fn new(image: Image) -> Self {
         Self { image: Arc::new(image), unpacked_from: None, protocol: None, mapped: false }
     }
+}
+
+/// Has `give` write to `file`. An error is what `give` has to say, or what `unwritten` makes of the file's own.
+pub(crate) fn write_to(
+    file: &mut File,
+    give: impl FnOnce(&mut Sink<'_>) -> Result<(), LoadError>,
+    unwritten: impl FnOnce(io::Error) -> LoadError,
+) -> Result<(), LoadError> {
+    let mut failed = None;
+    let given = give(&mut |bytes| {
+        file.write_all(bytes).map_err(|source| {
+            let kind = source.kind();
+            failed = Some(source);
+            kind.into()
+        })
+    });
+    failed.map_or(given, |source| Err(unwritten(source)))
 }
 
 /// What the kernel is given beside itself.

@@ -1,7 +1,7 @@
 //! Kernels that several machines share: mapped into guest memory instead of copied.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
 
@@ -47,17 +47,14 @@ pub(crate) fn check_wanted(pages: Option<&dyn MapPages>) -> io::Result<()> {
     Ok(())
 }
 
-/// A file in memory (memfd) with these bytes, which nobody can change any more, us included.
-pub(crate) fn sealed(fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<File> {
-    let mut file = memfd()?;
-    fill(&mut file)?;
-    file.flush()?;
+/// Seals a file in memory (memfd): nobody can change it any more, us included.
+pub(crate) fn seal(file: &File) -> io::Result<()> {
     let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_WRITE | libc::F_SEAL_SEAL;
     // SAFETY: the descriptor is open, and the request takes an integer.
     if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } < 0 {
         return Err(io::Error::last_os_error());
     }
-    Ok(file)
+    Ok(())
 }
 
 /// Whether nobody can change the file's content or make it shorter: a memfd that is sealed so. Not one of
@@ -82,7 +79,8 @@ fn is_hugetlbfs(file: &File) -> bool {
     u64::try_from(status.f_type).is_ok_and(|kind| kind == HUGETLBFS_MAGIC)
 }
 
-fn memfd() -> io::Result<File> {
+/// An empty file in memory.
+pub(crate) fn memfd() -> io::Result<File> {
     let create = |flags| {
         // SAFETY: the name is a C string, and the descriptor is a new one that nobody else has.
         unsafe {
@@ -101,9 +99,10 @@ mod tests {
 
     #[test]
     fn only_a_memfd_of_ordinary_pages_can_be_mapped_by_its_seals() {
-        let bytes = sealed(|file| file.write_all(b"kernel")).unwrap();
-        assert!(is_sealed(&bytes));
-        assert!(!is_sealed(&memfd().unwrap()));
+        let file = memfd().unwrap();
+        assert!(!is_sealed(&file));
+        seal(&file).unwrap();
+        assert!(is_sealed(&file));
         let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | libc::MFD_HUGETLB;
         // SAFETY: the name is a C string, and the descriptor is checked and new.
         let huge = unsafe {

@@ -11,7 +11,7 @@ use sparkler_loader::{BzImageError, CacheError, Kernel, LoadError};
 use tempfile::TempDir;
 
 use crate::mapped::{WHOLE, check, elf, lz4_bzimage, lz4_packed};
-use crate::support::{BzImage, with_small_files};
+use crate::support::{BzImage, DONE, IGNORED, with_small_files};
 
 /// A folder for us alone, whatever the umask is.
 fn folder() -> TempDir {
@@ -127,6 +127,22 @@ fn a_process_that_is_killed_meanwhile_leaves_nothing_behind() {
     let folder = private(tempfile::tempdir_in("/dev/shm").unwrap());
     let status = with_small_files(name, ":", folder.path(), |folder| drop(cached(folder)));
     assert_eq!(status.signal(), Some(libc::SIGXFSZ), "killed in the middle: {status}");
+    assert_eq!(entries(folder.path()).len(), 0);
+}
+
+#[test]
+fn a_folder_without_room_is_told_from_a_broken_image() {
+    let name = "cached::a_folder_without_room_is_told_from_a_broken_image";
+    let folder = folder();
+    let status = with_small_files(name, IGNORED, folder.path(), |folder| {
+        let full = Kernel::bytes(lz4_bzimage(&elf())).cached(folder).unwrap_err();
+        let LoadError::Cache { source: CacheError::Io { what, source }, .. } = full else {
+            panic!("{full:?}")
+        };
+        assert_eq!(what, "write the unpacked kernel");
+        assert_eq!(source.raw_os_error(), Some(libc::EFBIG));
+    });
+    assert_eq!(status.code(), Some(DONE));
     assert_eq!(entries(folder.path()).len(), 0);
 }
 

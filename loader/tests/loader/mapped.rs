@@ -6,10 +6,13 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
-use sparkler_loader::{BootConfig, Cmdline, Entry, Kernel, MapPages};
+use sparkler_loader::{BootConfig, BzImageError, Cmdline, Entry, ImageError, Kernel};
+use sparkler_loader::{LoadError, MapPages};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use crate::support::{BzImage, Elf, MIB, PAGE, Segment, bytes, memory};
+use crate::support::{
+    BzImage, DONE, Elf, IGNORED, MIB, PAGE, Segment, bytes, memory, with_small_files,
+};
 
 /// Does with a copy what else a mapping does, and keeps account of it.
 struct Pages<'a> {
@@ -132,8 +135,34 @@ fn a_shared_kernel_outlives_its_file() {
 }
 
 #[test]
+fn a_lack_of_memory_is_told_from_a_broken_image() {
+    let name = "mapped::a_lack_of_memory_is_told_from_a_broken_image";
+    let folder = tempfile::tempdir().unwrap();
+    let status = with_small_files(name, IGNORED, folder.path(), |_| {
+        for image in [elf().build(), lz4_bzimage(&elf())] {
+            let full = Kernel::bytes(image).shared().unwrap_err();
+            let LoadError::Share { source, .. } = &full else { panic!("{full:?}") };
+            assert_eq!(source.raw_os_error(), Some(libc::EFBIG));
+        }
+    });
+    assert_eq!(status.code(), Some(DONE));
+}
+
+#[test]
 fn what_cannot_be_shared_is_told() {
-    let broken = BzImage::new(vec![0; 100]).build();
-    Kernel::bytes(broken).shared().unwrap_err();
-    Kernel::bytes(&b"no kernel"[..]).shared().unwrap_err();
+    let unknown = Kernel::bytes(BzImage::new(vec![0; 100]).build()).shared().unwrap_err();
+    let is_said = matches!(
+        unknown,
+        LoadError::BzImage { source: BzImageError::UnknownCompression { .. }, .. }
+    );
+    assert!(is_said, "{unknown:?}");
+    // The payload's one block states another length.
+    let mut broken = lz4_bzimage(&elf());
+    let magic = broken.windows(4).position(|bytes| bytes == [0x02, 0x21, 0x4c, 0x18]).unwrap();
+    broken[magic + 4..][..4].fill(0xff);
+    let broken = Kernel::bytes(broken).shared().unwrap_err();
+    let is_said = matches!(broken, LoadError::BzImage { source: BzImageError::Payload { .. }, .. });
+    assert!(is_said, "{broken:?}");
+    let other = Kernel::bytes(&b"no kernel"[..]).shared().unwrap_err();
+    assert!(matches!(other, LoadError::Image(ImageError::NotAKernel { .. })), "{other:?}");
 }

@@ -44,11 +44,14 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
 /// How a process ends that has done its work. Not 0, as one would that has found no test of the name.
 pub(crate) const DONE: i32 = 42;
 
-/// Has the test of this name do `work` in a process of its own where no file grows beyond 50 KiB: writing more
-/// raises SIGXFSZ, after what the shell's command `before` did about that.
+/// SIGXFSZ is ignored, so that writing too much is an error.
+pub(crate) const IGNORED: &str = "trap '' XFSZ";
+
+/// Has the test of this name do `work` in a process of its own where no file grows beyond 50 KiB; `signal` is what a
+/// shell does about SIGXFSZ before, which kills whoever writes more.
 pub(crate) fn with_small_files(
     test: &str,
-    before: &str,
+    signal: &str,
     folder: &Path,
     work: impl FnOnce(&Path),
 ) -> ExitStatus {
@@ -57,7 +60,7 @@ pub(crate) fn with_small_files(
         work(Path::new(&folder));
         process::exit(DONE);
     }
-    let script = format!("{before}; ulimit -c 0; ulimit -f 100; exec \"$@\"");
+    let script = format!("{signal}; ulimit -c 0; ulimit -f 100; exec \"$@\"");
     let mut again = Command::new("sh");
     again.args(["-c", &script, "sh"]).arg(env::current_exe().unwrap());
     again.args([test, "--exact", "--nocapture"]).env(FOLDER, folder).status().unwrap()
