@@ -69,10 +69,10 @@ pub use request::SECTOR;
 pub use state::DiskHandle;
 pub use stats::DiskStats;
 
+use super::token_bucket::Limiter;
 use super::{ConfigSpace, Counters, DeviceError, Session, VirtioDevice};
 use config::Config;
 use disk::Source;
-use rate_limit::Limiter;
 use requests::{Requests, Settings};
 
 /// Requests that each queue can hold.
@@ -93,7 +93,7 @@ impl Block {
     #[must_use]
     pub fn new(disk: Disk) -> Self {
         let queue_sizes = vec![QUEUE_SIZE; disk.queues.into()];
-        let limiter = Limiter::new(disk.rate_limit, Instant::now());
+        let limiter = disk.rate_limit.limiter(Instant::now());
         Self { disk, queue_sizes, limiter }
     }
 }

@@ -7,10 +7,10 @@ use std::io;
 
 use thiserror::Error;
 
+use super::super::token_bucket::Cost;
 use super::super::{AccessError, Chain, DeviceError};
 use super::disk::SERIAL_LEN;
 use super::engine::{Completion, Engine, Operation};
-use super::rate_limit::Cost;
 use super::request::{Extent, HEADER_LEN, RANGE_LEN, Range, Request, Rules, SECTOR, Status};
 use super::state::{State, capacity};
 use super::stats::count;
@@ -90,7 +90,7 @@ impl<'a> Requests<'a> {
     /// # Errors
     /// The driver must reset the device: the request has no room for its status.
     pub(super) fn start(&mut self, chain: Chain, write_through: bool) -> Result<Cost, DeviceError> {
-        const SMALL: Cost = Cost { operations: 1, bytes: 0 };
+        const SMALL: Cost = Cost::one(0);
         if chain.writable_len() == 0 {
             return Err(DeviceError::Driver(Box::new(NoStatus)));
         }

@@ -3,8 +3,8 @@
 use std::ops;
 
 use super::super::Chain;
+use super::super::token_bucket::Cost;
 use super::engine::{Data, Operation};
-use super::rate_limit::Cost;
 use super::request::{Extent, HEADER_LEN, Range};
 
 /// The most bytes that one operation moves.
@@ -41,10 +41,8 @@ impl Work {
 
     pub(super) fn cost(&self) -> Cost {
         match self {
-            Self::Read(Move { len, .. }) | Self::Write(Move { len, .. }) => {
-                Cost { operations: 1, bytes: u64::try_from(*len).unwrap_or(u64::MAX) }
-            }
-            Self::Flush => Cost { operations: 1, bytes: 0 },
+            Self::Read(Move { len, .. }) | Self::Write(Move { len, .. }) => Cost::one(*len),
+            Self::Flush => Cost::one(0),
             Self::Discard(ranges) => Cost { operations: pieces(ranges), bytes: 0 },
             Self::WriteZeroes(ranges) => {
                 let lens = ranges.iter().map(|range| range.extent.len);

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH};
 
 use super::super::coalesce::Coalescing;
+use super::super::token_bucket::Limiter;
 use super::super::{Chain, DeviceError, Queue, Session};
-use super::rate_limit::Limiter;
 use super::requests::{Done, Requests};
 use super::state::State;
 use super::stats::count;
@@ -204,10 +204,8 @@ impl Worker<'_> {
             return Ok(true);
         };
         let now = Instant::now();
-        let wait = limiter.wait(now);
-        if wait > Duration::ZERO {
+        if let Some(until) = limiter.held_until(now) {
             count(&self.state.counters.throttled, u64::from(new));
-            let until = now.checked_add(wait).unwrap_or(now);
             self.parked = Some(Parked { chain, until });
             return Ok(false);
         }

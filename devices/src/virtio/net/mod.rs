@@ -69,9 +69,9 @@ pub use state::NetHandle;
 pub use stats::NetStats;
 pub use user::{ParsePublishError, Publish, UserNet, UserNetError};
 
+use super::token_bucket::Limiter;
 use super::{ConfigSpace, Counters, DeviceError, Session, VirtioDevice};
 use config::Config;
-use rate_limit::Limiter;
 use state::State;
 use vhost::Vhost;
 
@@ -117,8 +117,8 @@ impl NetDevice {
             backends: backends.into_iter().map(Some).collect(),
             mac,
             mtu,
-            send_limiter: Limiter::new(rate_limit, Instant::now()),
-            receive_limiter: Limiter::new(rate_limit, Instant::now()),
+            send_limiter: rate_limit.limiter(Instant::now()),
+            receive_limiter: rate_limit.limiter(Instant::now()),
             vhost,
             state,
         }

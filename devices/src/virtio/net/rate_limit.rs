@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use super::super::token_bucket::Bucket;
+use super::super::token_bucket::{Cost, Limiter};
 
 /// How much a guest may send in a second, and how much it may receive; each direction has all of it.
 ///
@@ -45,69 +45,15 @@ impl RateLimit {
     pub const fn burst(self, burst: Duration) -> Self {
         Self { burst, ..self }
     }
+
+    /// For one direction.
+    pub(super) fn limiter(self, now: Instant) -> Option<Limiter> {
+        Limiter::new(Cost { operations: self.packets, bytes: self.bytes }, self.burst, now)
+    }
 }
 
 impl Default for RateLimit {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// The buckets of one direction of a card.
-#[derive(Debug)]
-pub(super) struct Limiter {
-    packets: Option<Bucket>,
-    bytes: Option<Bucket>,
-}
-
-impl Limiter {
-    /// `None` if there is nothing to limit.
-    pub(super) fn new(limit: RateLimit, now: Instant) -> Option<Self> {
-        let bucket = |rate| Bucket::new(rate, limit.burst, now);
-        let (packets, bytes) = (bucket(limit.packets), bucket(limit.bytes));
-        (packets.is_some() || bytes.is_some()).then_some(Self { packets, bytes })
-    }
-
-    /// Until when the next frame must wait; `None`: it may go.
-    pub(super) fn held_until(&self, now: Instant) -> Option<Instant> {
-        let wait = |bucket: &Option<Bucket>| bucket.as_ref().map(|bucket| bucket.wait(now));
-        let wait = wait(&self.packets).max(wait(&self.bytes)).unwrap_or_default();
-        if wait.is_zero() { None } else { Some(now.checked_add(wait).unwrap_or(now)) }
-    }
-
-    /// A frame of so many bytes has gone.
-    pub(super) fn charge(&mut self, bytes: usize, now: Instant) {
-        if let Some(bucket) = &mut self.packets {
-            bucket.take(1, now);
-        }
-        if let Some(bucket) = &mut self.bytes {
-            bucket.take(u64::try_from(bytes).unwrap_or(u64::MAX), now);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_tighter_rate_holds_and_zero_is_none() {
-        let start = Instant::now();
-        assert!(Limiter::new(RateLimit::new(), start).is_none());
-        let limit = RateLimit::new().packets_per_second(100).bytes_per_second(100_000);
-        for (bytes, expected) in [(60, 1_000), (10_000, 100)] {
-            let mut limiter = Limiter::new(limit.burst(Duration::ZERO), start).unwrap();
-            let (mut now, mut gone) = (start, 0);
-            while now < start + Duration::from_secs(10) {
-                match limiter.held_until(now) {
-                    None => {
-                        limiter.charge(bytes, now);
-                        gone += 1;
-                    }
-                    Some(until) => now = until,
-                }
-            }
-            assert!((expected - 1..=expected + 1).contains(&gone), "{gone} of {bytes} bytes");
-        }
     }
 }

@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use thiserror::Error;
 
+use super::super::token_bucket::{Cost, Limiter};
 use super::super::{Chain, DeviceError, Queue};
 use super::backend::{BackendError, MIN_FRAME_LEN, NetBackend, Room};
 use super::filter::{Address, Filter};
 use super::header::{self, HEADER_LEN, NUM_BUFFERS};
 use super::offloads::Offloads;
-use super::rate_limit::Limiter;
 use super::room::SPILL_LEN;
 use super::run;
 use super::state::State;
@@ -251,7 +251,7 @@ impl Receive {
         let Arrived { len, direct } = frame;
         let counters = &state.counters;
         if let Some(limiter) = limiter {
-            limiter.charge(len.saturating_sub(HEADER_LEN), Instant::now());
+            limiter.charge(Cost::one(len.saturating_sub(HEADER_LEN)), Instant::now());
         }
         if len < HEADER_LEN.saturating_add(MIN_FRAME_LEN) {
             count(&counters.received_malformed, 1);

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
+use super::super::token_bucket::{Cost, Limiter};
 use super::super::{Chain, DeviceError, Queue};
 use super::backend::{BackendError, Frame, MAX_FRAME_LEN, MIN_FRAME_LEN, NetBackend};
 use super::header::{FrameHeader, HEADER_LEN};
 use super::offloads::Offloads;
-use super::rate_limit::Limiter;
 use super::state::State;
 use super::stats::count;
 
@@ -191,7 +191,7 @@ impl Transmit {
             self.parked = Some(Parked { chain, charged: false });
             return Ok(None);
         }
-        limiter.charge(chain.readable_len().saturating_sub(HEADER_LEN), now);
+        limiter.charge(Cost::one(chain.readable_len().saturating_sub(HEADER_LEN)), now);
         Ok(Some(chain))
     }
 }

@@ -7,12 +7,12 @@ use virtio_bindings::bindings::virtio_net::{
     VIRTIO_NET_F_CTRL_VQ, VIRTIO_NET_F_GUEST_ANNOUNCE, VIRTIO_NET_F_MQ, VIRTIO_NET_F_MRG_RXBUF,
 };
 
+use super::super::token_bucket::Limiter;
 use super::super::{DeviceError, Interest, Queue, Session};
 use super::backend::NetBackend;
 use super::control::{Commands, Control};
 use super::filter::Filter;
 use super::offloads::Offloads;
-use super::rate_limit::Limiter;
 use super::receive::{Lengths, Receive};
 use super::state::State;
 use super::transmit::{self, Moved, Transmit};
