@@ -120,33 +120,28 @@ pub(crate) fn root_disk_tools() -> Result<()> {
 /// Everything that fuzzing needs except the nightly toolchain.
 pub(crate) fn fuzz_tools() -> Result<()> {
     debian_packages(&FUZZ_PROGRAMS)?;
-    if succeeds(Command::new("cargo").args(["fuzz", "--version"])) {
-        return Ok(());
-    }
-    let mut install = Command::new("cargo");
-    step::run("installing cargo-fuzz", install.args(["install", "cargo-fuzz", "--locked"]))?;
-    Ok(())
+    cargo_tool("fuzz", "")
 }
 
 /// What looks through the dependencies.
 pub(crate) fn cargo_deny() -> Result<()> {
-    if succeeds(Command::new("cargo").args(["deny", "--version"])) {
-        return Ok(());
-    }
-    let mut install = Command::new("cargo");
-    let install = install.args(["install", "cargo-deny", "--locked"]);
-    step::run("installing cargo-deny, which takes minutes", install)?;
-    Ok(())
+    cargo_tool("deny", ", which takes minutes")
 }
 
 /// What compares the public interface with that of a release.
 pub(crate) fn cargo_semver_checks() -> Result<()> {
-    if succeeds(Command::new("cargo").args(["semver-checks", "--version"])) {
+    cargo_tool("semver-checks", ", which takes ten minutes and more")
+}
+
+/// A subcommand of cargo, installed if it is not there; `patience` is said of how long that takes.
+fn cargo_tool(subcommand: &str, patience: &str) -> Result<()> {
+    if succeeds(Command::new("cargo").args([subcommand, "--version"])) {
         return Ok(());
     }
+    let package = format!("cargo-{subcommand}");
     let mut install = Command::new("cargo");
-    let install = install.args(["install", "cargo-semver-checks", "--locked"]);
-    step::run("installing cargo-semver-checks, which takes ten minutes and more", install)?;
+    install.args(["install", &package, "--locked"]);
+    step::run(&format!("installing {package}{patience}"), &mut install)?;
     Ok(())
 }
 
