@@ -6,13 +6,13 @@ use std::{
         Arc, Mutex, PoisonError,
         mpsc::{RecvTimeoutError, channel},
     },
-    thread,
     time::Duration,
 };
 
 use sparkler::{Console, Kernel, MemorySize, Outcome, Timeline, Vm};
 
 use crate::report::Failure;
+use crate::threads;
 
 /// A host on which the built-in guest takes longer is broken. The slowest known takes a second.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -54,7 +54,7 @@ impl Job {
                 stop.stop();
             }
         };
-        thread::Builder::new().name("time limit".into()).spawn(watch).map_err(Failure::failed)?;
+        threads::spawn("time limit", watch).map_err(Failure::failed)?;
         let outcome = running.wait().map_err(Failure::failed)?;
         drop(ended);
         Ok(Done { outcome, timeline: running.timeline(), printed: printed.text() })
