@@ -23,16 +23,42 @@ fn tap() -> Net {
     Net::tap("spark0").unwrap().vhost().unwrap()
 }
 
+/// The two ends of a card on such a tap.
+fn connect(net: Net) -> (Host, Guest) {
+    (Host::new("spark0"), Guest::new(net))
+}
+
+/// Frames pass, of a guest with buffers for them.
+fn assert_passes(guest: &mut Guest, host: &Host) {
+    guest.offer(100, 1536);
+    assert_works(guest, host);
+}
+
+fn pause(guest: &Guest) {
+    let transport = guest.driver.transport();
+    transport.begin_pause();
+    assert!(transport.wait_paused(PATIENCE));
+}
+
+/// Pulls the cable out, and waits until the driver was told.
+fn unplug(guest: &Guest) {
+    guest.handle.set_link(false);
+    let told = || (guest.driver.read(0x60) & 2 != 0).then_some(());
+    guest.driver.interrupt().wait_until("the link to be down", told);
+}
+
+/// That nothing happens needs some time to be seen.
+fn look_on(milliseconds: u64) {
+    std::thread::sleep(Duration::from_millis(milliseconds));
+}
+
 #[test]
 #[ignore = "needs root and /dev/vhost-net"]
 fn frames_pass_uncounted_in_every_session() {
     let _alone = isolate();
-    let net = tap();
-    let host = Host::new("spark0");
-    let mut guest = Guest::new(net);
+    let (host, mut guest) = connect(tap());
     for _ in 0..3 {
-        guest.offer(100, 1536);
-        assert_works(&mut guest, &host);
+        assert_passes(&mut guest, &host);
         guest.restart();
     }
     // Without mergeable buffers.
@@ -63,22 +89,16 @@ fn frames_pass_uncounted_in_every_session() {
 #[ignore = "needs root and /dev/vhost-net"]
 fn guest_memory_is_left_alone_after_a_reset_and_while_paused() {
     let _alone = isolate();
-    let net = tap();
-    let host = Host::new("spark0");
-    let mut guest = Guest::new(net);
-    guest.offer(100, 1536);
-    assert_works(&mut guest, &host);
+    let (host, mut guest) = connect(tap());
+    assert_passes(&mut guest, &host);
     let used = guest.driver.ring(RX).used();
     let index = |guest: &Guest| guest.driver.memory().read_obj::<u16>(GuestAddress(used.0 + 2));
+    let give_frames = || (0..20).for_each(|seed| host.give(&[0; 10], &experimental(100, seed)));
 
-    let transport = guest.driver.transport();
-    transport.begin_pause();
-    assert!(transport.wait_paused(Duration::from_secs(10)));
+    pause(&guest);
     let before = index(&guest).unwrap();
-    for seed in 0..20 {
-        host.give(&[0; 10], &experimental(100, seed));
-    }
-    std::thread::sleep(Duration::from_millis(300)); // That nothing happens needs some time to be seen.
+    give_frames();
+    look_on(300);
     assert_eq!(
         index(&guest).unwrap(),
         before,
@@ -92,38 +112,30 @@ fn guest_memory_is_left_alone_after_a_reset_and_while_paused() {
 
     let before = index(&guest).unwrap();
     guest.driver.set_status(0);
-    for seed in 0..20 {
-        host.give(&[0; 10], &experimental(100, seed));
-    }
-    std::thread::sleep(Duration::from_millis(300)); // As above.
+    give_frames();
+    look_on(300);
     assert_eq!(index(&guest).unwrap(), before, "the kernel wrote to a ring that it has no more");
     guest.restart();
-    guest.offer(200, 1536);
-    assert_works(&mut guest, &host);
+    assert_passes(&mut guest, &host);
 }
 
 #[test]
 #[ignore = "needs root and /dev/vhost-net"]
 fn the_kernel_stands_still_at_whatever_moment_a_pause_comes() {
     let _alone = isolate();
-    let net = tap();
-    let host = Host::new("spark0");
-    let mut guest = Guest::new(net);
-    guest.offer(100, 1536);
-    assert_works(&mut guest, &host);
+    let (host, mut guest) = connect(tap());
+    assert_passes(&mut guest, &host);
     let frame = [&PLAIN[..], &experimental(60, 1)].concat();
     for round in 0..100 {
         guest.driver.submit(TX, &[&frame], &[]);
         // The card's thread is busy then, in one thing or another.
         (0..round).for_each(|_| guest.driver.notify(CONTROL));
-        let transport = guest.driver.transport();
-        transport.begin_pause();
-        assert!(transport.wait_paused(PATIENCE));
+        pause(&guest);
         let used = [RX, TX].map(|queue| guest.driver.ring(queue).used_index());
         guest.driver.submit(TX, &[&frame], &[]);
         guest.driver.notify(TX);
         host.give(&[0; 10], &experimental(100, 1));
-        std::thread::sleep(Duration::from_millis(20)); // That nothing happens needs some time to be seen.
+        look_on(20);
         assert_eq!(
             [RX, TX].map(|queue| guest.driver.ring(queue).used_index()),
             used,
@@ -145,31 +157,26 @@ fn a_driver_of_one_pair_gives_commands_to_a_card_of_two() {
     let mut guest = Guest::without(net, F_MQ);
     for promiscuous in [1, 0, 1] {
         // Only the notification is to wake the card's thread: what did before must be over, and no frame come.
-        std::thread::sleep(Duration::from_millis(300));
+        look_on(300);
         assert_eq!(guest.command(0, 0, &[promiscuous]), 0);
     }
-    guest.offer(100, 1536);
-    assert_works(&mut guest, &host);
+    assert_passes(&mut guest, &host);
     guest.restart();
     assert_eq!(guest.command_on(4, 4, 0, &[2, 0]), 0);
-    guest.offer(100, 1536);
-    assert_works(&mut guest, &host);
+    assert_passes(&mut guest, &host);
 }
 
 #[test]
 #[ignore = "needs root and /dev/vhost-net"]
 fn queues_come_and_go_and_so_does_the_link() {
     let _alone = isolate();
-    let net = tap().queues(2).unwrap();
-    let host = Host::new("spark0");
-    let mut guest = Guest::new(net);
+    let (host, mut guest) = connect(tap().queues(2).unwrap());
     let control = 4;
     for pairs in [2, 1, 2, 1, 1] {
         assert_eq!(guest.command_on(control, 4, 0, &[pairs, 0]), 0);
     }
     assert_eq!(guest.command_on(control, 4, 0, &[3, 0]), 1);
-    guest.offer(100, 1536);
-    assert_works(&mut guest, &host);
+    assert_passes(&mut guest, &host);
     // To the second queue as well.
     assert_eq!(guest.command_on(control, 4, 0, &[2, 0]), 0);
     let frame = experimental(300, 9);
@@ -179,12 +186,10 @@ fn queues_come_and_go_and_so_does_the_link() {
     assert_eq!(guest.command_on(control, 4, 0, &[1, 0]), 0);
 
     guest.driver.write(0x64, 3); // The interrupt is acknowledged, and comes for the link next.
-    guest.handle.set_link(false);
-    let told = || (guest.driver.read(0x60) & 2 != 0).then_some(());
-    guest.driver.interrupt().wait_until("the link to be down", told);
+    unplug(&guest);
     let frame = experimental(60, 33);
     guest.driver.submit(TX, &[&PLAIN, &frame], &[]);
-    std::thread::sleep(Duration::from_millis(300)); // That nothing happens needs some time to be seen.
+    look_on(300);
     assert!(guest.driver.poll(TX).is_none());
     guest.handle.set_link(true);
     guest.driver.wait(TX);
@@ -223,12 +228,9 @@ fn a_driver_that_breaks_the_rules_needs_a_reset_and_works_after_it() {
         }),
     ];
     let _alone = isolate();
-    let net = tap();
-    let host = Host::new("spark0");
-    let mut guest = Guest::new(net);
+    let (host, mut guest) = connect(tap());
     for (what, break_rules) in breaks {
-        guest.offer(100, 1536);
-        assert_works(&mut guest, &host);
+        assert_passes(&mut guest, &host);
         break_rules(&mut guest.driver);
         // Each may be one more error, of which the next session must hear nothing.
         (0..100).for_each(|_| guest.driver.notify(TX));
@@ -236,17 +238,15 @@ fn a_driver_that_breaks_the_rules_needs_a_reset_and_works_after_it() {
         guest.driver.wait_for_needs_reset();
         guest.restart();
     }
-    guest.offer(100, 1536);
-    assert_works(&mut guest, &host);
+    assert_passes(&mut guest, &host);
 }
 
 #[test]
 #[ignore = "needs root and /dev/vhost-net"]
 fn a_tap_that_is_deleted_leaves_a_card_without_link() {
     let _alone = isolate();
-    let mut guest = Guest::new(tap());
-    guest.offer(100, 1536);
-    assert_works(&mut guest, &Host::new("spark0"));
+    let (host, mut guest) = connect(tap());
+    assert_passes(&mut guest, &host);
     ip("link del spark0");
     // It is noticed by what cannot be sent.
     guest.driver.submit(TX, &[&PLAIN, &experimental(60, 1)], &[]);
@@ -290,16 +290,12 @@ fn so_does_one_that_is_deleted_while_the_guest_sends_nothing() {
             guest.restart();
         }),
         ("in a pause", |guest| {
-            let transport = guest.driver.transport();
-            transport.begin_pause();
-            assert!(transport.wait_paused(PATIENCE));
+            pause(guest);
             ip("link del spark0");
-            transport.resume();
+            guest.driver.transport().resume();
         }),
         ("while the cable is out", |guest| {
-            guest.handle.set_link(false);
-            let told = || (guest.driver.read(0x60) & 2 != 0).then_some(());
-            guest.driver.interrupt().wait_until("the link to be down", told);
+            unplug(guest);
             ip("link del spark0");
             guest.handle.set_link(true);
         }),
@@ -307,9 +303,8 @@ fn so_does_one_that_is_deleted_while_the_guest_sends_nothing() {
     let _alone = isolate();
     for (when, delete) in deletions {
         println!("{when}");
-        let mut guest = Guest::new(tap());
-        guest.offer(100, 1536);
-        assert_works(&mut guest, &Host::new("spark0"));
+        let (host, mut guest) = connect(tap());
+        assert_passes(&mut guest, &host);
         delete(&mut guest);
         guest.wait_for_link(false);
         assert_works_without_link(&mut guest);
