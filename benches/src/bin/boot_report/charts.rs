@@ -28,8 +28,13 @@ struct Panel<'a> {
 }
 
 impl Panel<'_> {
+    /// The number of the uppermost lane, from 0. There are two at least: plotters cannot draw one alone.
+    fn last(&self) -> usize {
+        self.lanes.len().saturating_sub(1).max(1)
+    }
+
     fn height(&self) -> u32 {
-        AROUND + LANE * u32::try_from(self.lanes.len()).unwrap_or(0)
+        AROUND + LANE * u32::try_from(self.last() + 1).unwrap_or(0)
     }
 }
 
@@ -68,7 +73,7 @@ fn draw_panel(
     let largest = panel.lanes.iter().filter_map(|lane| lane.values.last()).copied();
     let largest = largest.fold(0.0, f64::max) * 1.05;
     // The range of segments includes its end.
-    let last = panel.lanes.len().saturating_sub(1);
+    let last = panel.last();
     let lanes = (0..last).into_segmented();
     let mut chart = ChartBuilder::on(area)
         .caption(&panel.title, ("sans-serif", 15))
@@ -79,11 +84,14 @@ fn draw_panel(
     // From the top down, as in the tables.
     let name = |lane: &SegmentValue<usize>| match lane {
         SegmentValue::CenterOf(index) => {
-            panel.lanes.get(last.saturating_sub(*index)).map_or("".into(), |it| it.who.clone())
+            let lane = last.checked_sub(*index).and_then(|index| panel.lanes.get(index));
+            lane.map_or(String::new(), |it| it.who.clone())
         }
         _ => String::new(),
     };
-    chart.configure_mesh().disable_y_mesh().y_label_formatter(&name).draw()?;
+    // Thin lines between those with a figure; as many as plotters draws by itself would be half of the file.
+    let mut mesh = chart.configure_mesh();
+    mesh.disable_y_mesh().x_max_light_lines(5).y_label_formatter(&name).draw()?;
     for (index, lane) in panel.lanes.iter().enumerate() {
         let color = if lane.who.starts_with("sparkler") { RED } else { BLUE };
         let at = last.saturating_sub(index);
@@ -95,4 +103,41 @@ fn draw_panel(
         chart.draw_series([PathElement::new(line.to_vec(), color.stroke_width(2))])?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use sparkler_benches::samples::{Line, Sample};
+
+    use super::*;
+
+    #[test]
+    fn each_contestant_has_its_name_and_a_line_for_its_median_also_one_alone() {
+        let mut figures = Figures::default();
+        for (row, who) in [("one", "sparkler"), ("two", "sparkler"), ("two", "floor")] {
+            figures.add(Line::Sample(Sample {
+                section: "boot".into(),
+                row: row.into(),
+                metric: "exit, ms".into(),
+                who: who.into(),
+                value: 1.0,
+            }));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("charts.svg");
+        draw(&figures, &path).unwrap();
+        let svg = std::fs::read_to_string(path).unwrap();
+        let names = |who| svg.lines().filter(|line| *line == who).count();
+        assert_eq!([names("sparkler"), names("floor")], [2, 1]);
+        let height = |line: &str| {
+            let points = line.split_once("points=")?.1.trim_matches(|c: char| !c.is_ascii_digit());
+            let (top, bottom) = points.split_once(' ')?;
+            let y = |point: &str| point.split_once(',')?.1.parse::<i32>().ok();
+            Some(y(top)?.abs_diff(y(bottom)?))
+        };
+        let medians = svg.lines().filter(|line| line.contains(r#"stroke-width="2""#));
+        let heights: Vec<_> = medians.filter_map(height).collect();
+        assert_eq!(heights.len(), 3);
+        assert!(heights.iter().all(|height| *height >= LANE), "{heights:?}");
+    }
 }
