@@ -1,5 +1,6 @@
 //! What the benches share.
 
+pub mod counters;
 pub mod floor;
 mod large_kernel;
 pub mod samples;

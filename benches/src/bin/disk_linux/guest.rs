@@ -6,8 +6,9 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
+use sparkler_benches::counters::{Counters, Source};
+
 use crate::Result;
-use crate::counters::{Counters, Source};
 
 /// One job of fio.
 pub(crate) struct Row {

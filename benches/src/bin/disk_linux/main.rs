@@ -12,7 +12,6 @@
 //! | interrupts | of the disk, as the guest counts them, for one request |
 //! | CPU | of the monitor's process without what its guest used, for one request, in µs |
 
-mod counters;
 mod guest;
 mod monitors;
 

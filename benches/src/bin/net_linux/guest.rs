@@ -7,6 +7,8 @@ use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::thread;
 use std::time::Duration;
 
+use sparkler_benches::counters::Source;
+
 use crate::{HOST, Result, TAP, set_up_tap};
 
 /// A clock tick of `/proc/stat` in microseconds: `USER_HZ` is 100 on every x86 Linux.
@@ -66,6 +68,8 @@ impl Row {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Figures {
     pub(crate) result: f64,
+    pub(crate) exits: f64,
+    pub(crate) interrupts: f64,
     pub(crate) cpu: f64,
 }
 
@@ -88,30 +92,45 @@ perf() {{
         sleep 0.2
     done
 }}
-stream() {{
+device=$(basename $(readlink /sys/class/net/eth0/device))
+interrupts() {{
+    awk -v device=$device '$NF == device {{ print $2 }}' /proc/interrupts
+}}
+# What is measured, and how the result is found in what it said.
+job() {{
+    before=$(interrupts)
     echo begin
-    perf "$@"
+    "$@"
     echo end
-    echo "result $row $(grep receiver /run/result | tail -n 1 | sed 's/.* \([0-9.]*\) Mbits.*/\1/')"
+    echo "result $row $(($(interrupts) - before)) $(result)"
+}}
+streams() {{
+    result() {{
+        grep receiver /run/result | tail -n 1 | sed 's/.* \([0-9.]*\) Mbits.*/\1/'
+    }}
+    job perf "$@"
 }}
 datagrams() {{
-    echo begin
-    perf --udp --length 18 --bitrate 0 "$@"
-    echo end
-    counts=$(grep receiver /run/result | tail -n 1 | sed 's/.* \([0-9]*\)\/\([0-9]*\) .*/\1 \2/')
-    echo "result $row $(echo $counts | awk '{{ print ($2 - $1) / {seconds} }}')"
+    result() {{
+        counts=$(grep receiver /run/result | tail -n 1 | sed 's/.* \([0-9]*\)\/\([0-9]*\) .*/\1 \2/')
+        echo $counts | awk '{{ print ($2 - $1) / {seconds} }}'
+    }}
+    job perf --udp --length 18 --bitrate 0 "$@"
+}}
+echo_requests() {{
+    ping -f -q -c {ECHOES} {HOST} >/run/result
 }}
 echoes() {{
-    echo begin
-    ping -f -q -c {ECHOES} {HOST} >/run/result
-    echo end
-    echo "result $row $(awk -F/ '/^rtt/ {{ print $5 * 1000 }}' /run/result)"
+    result() {{
+        awk -F/ '/^rtt/ {{ print $5 * 1000 }}' /run/result
+    }}
+    job echo_requests
 }}
 "#,
     );
     for (row, Row { kind, words, .. }) in rows.iter().enumerate() {
         let job = match kind {
-            Kind::Stream => "stream",
+            Kind::Stream => "streams",
             Kind::Datagrams => "datagrams",
             Kind::Echoes => "echoes",
         };
@@ -131,10 +150,13 @@ pub(crate) fn run(
     patience: Duration,
     seconds: u32,
 ) -> Result<Measured> {
+    let source = Source::before_start()?;
     let name = monitor.get_program().display().to_string();
     let child = monitor.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| format!("{name}: {error}"))?;
-    let measured = tap_of(&mut child).and_then(|()| follow(&mut child, rows, patience, seconds));
+    let source = source.started(child.id());
+    let measured = tap_of(&mut child);
+    let measured = measured.and_then(|()| follow(&mut child, &source, rows, patience, seconds));
     // It may have ended by itself.
     child.kill()?;
     child.wait()?;
@@ -154,13 +176,19 @@ fn tap_of(monitor: &mut Child) -> Result<()> {
     set_up_tap()
 }
 
-fn follow(child: &mut Child, rows: &[&Row], patience: Duration, seconds: u32) -> Result<Measured> {
+fn follow(
+    child: &mut Child,
+    source: &Source,
+    rows: &[&Row],
+    patience: Duration,
+    seconds: u32,
+) -> Result<Measured> {
     let console = child.stdout.take().ok_or("no console")?;
     let (sender, lines) = channel();
     thread::spawn(move || {
         BufReader::new(console).lines().map_while(io::Result::ok).try_for_each(|it| sender.send(it))
     });
-    let (mut begin, mut end) = (0.0, 0.0);
+    let (mut begin, mut end) = (Counts::default(), Counts::default());
     let count = rows.len();
     let mut rows = rows.iter();
     let (mut measured, mut said) = (Vec::new(), String::new());
@@ -174,16 +202,15 @@ fn follow(child: &mut Child, rows: &[&Row], patience: Duration, seconds: u32) ->
             Err(RecvTimeoutError::Timeout) => return Ok(measured),
         };
         match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
-            ("begin", _) => begin = busy_microseconds()?,
-            ("end", _) => end = busy_microseconds()?,
+            ("begin", _) => begin = Counts::read(source)?,
+            ("end", _) => end = Counts::read(source)?,
             ("result", result) => {
-                let (number, result) = result.split_once(' ').unwrap_or((result, ""));
                 let row = rows.next().ok_or("more results than jobs")?;
-                if number != measured.len().to_string() {
+                let [number, interrupts, result] = numbers(result)?;
+                if number != measured.len() as f64 {
                     return Err(format!("the result of job {number}, not of {:?}", row.name).into());
                 }
-                let result: f64 = result.parse().map_err(|_| format!("the result {result:?}"))?;
-                measured.push(figures(row, result, end - begin, seconds));
+                measured.push(figures(row, result, interrupts, end.since(begin), seconds));
                 // What the machine does afterwards, a monitor's way of a reboot, is of no interest.
                 if measured.len() == count {
                     return Ok(measured);
@@ -198,15 +225,46 @@ fn follow(child: &mut Child, rows: &[&Row], patience: Duration, seconds: u32) ->
     }
 }
 
-fn figures(row: &Row, result: f64, busy: f64, seconds: u32) -> Figures {
+fn numbers(words: &str) -> Result<[f64; 3]> {
+    let numbers = words.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>();
+    let numbers: Option<Vec<f64>> = numbers.ok();
+    numbers
+        .and_then(|all| all.try_into().ok())
+        .ok_or_else(|| format!("the result {words:?}").into())
+}
+
+/// What is counted on this side.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    exits: u64,
+    busy: f64,
+}
+
+impl Counts {
+    fn read(source: &Source) -> Result<Self> {
+        Ok(Self { exits: source.read()?.exits, busy: busy_microseconds()? })
+    }
+
+    fn since(self, earlier: Self) -> Self {
+        Self { exits: self.exits.saturating_sub(earlier.exits), busy: self.busy - earlier.busy }
+    }
+}
+
+fn figures(row: &Row, result: f64, interrupts: f64, counts: Counts, seconds: u32) -> Figures {
     // With the second that iperf3 leaves out of its figures.
     let seconds = f64::from(seconds) + 1.0;
-    let cpu = match row.kind {
-        Kind::Stream => busy / 1e6 / (result * 1e6 / 8.0 * seconds / 1e9),
-        Kind::Datagrams => busy / (result * seconds),
-        Kind::Echoes => busy / ECHOES,
+    let (amount, cpu) = match row.kind {
+        // Megabytes; seconds for a thousand of them.
+        Kind::Stream => (result / 8.0 * seconds, 1e-3),
+        Kind::Datagrams => (result * seconds, 1.0),
+        Kind::Echoes => (ECHOES, 1.0),
     };
-    Figures { result, cpu }
+    Figures {
+        result,
+        exits: counts.exits as f64 / amount,
+        interrupts: interrupts / amount,
+        cpu: counts.busy * cpu / amount,
+    }
 }
 
 /// For how long the processors of this host have worked, since it booted.

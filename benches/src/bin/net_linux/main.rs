@@ -9,6 +9,8 @@
 //! |---|---|
 //! | the figure | as iperf3's receiver or ping has it |
 //! | ratio | of ours to theirs; of a time, theirs to ours |
+//! | exits | KVM exits of the machine, of any kind, for a packet, an echo, or a megabyte |
+//! | interrupts | of the card, as the guest counts them, for the same |
 //! | CPU | all that this host worked meanwhile, its guest and iperf3 included, in seconds for a gigabyte, or in µs for a packet or an echo. So threads of the kernel count as well |
 
 mod guest;
@@ -48,7 +50,10 @@ fn main() -> Result<()> {
     });
     println!("stock Linux, 1 vCPU, 512 MiB, tap, {seconds} s for each figure;");
     println!("medians of {runs} runs (least to greatest), the monitors taking turns\n");
-    println!("{:14} {:20} {:>8} {:17} {:18} {:>6} {:>8}", "", "", "", "", "", "ratio", "CPU");
+    println!(
+        "{:14} {:20} {:>8} {:17} {:18} {:>6} {:>8} {:>10} {:>8}",
+        "", "", "", "", "", "ratio", "exits", "interrupts", "CPU"
+    );
     for row in &rows {
         print_row(row, &monitors, &figures);
     }
@@ -68,8 +73,10 @@ fn print_row(row: &Row, monitors: &[Monitor], figures: &Measured<Monitor, Figure
         let ours = *first.get_or_insert(result);
         let ratio = if row.is_time() { result / ours } else { ours / result };
         println!(
-            "{name:14} {monitor:20} {result:8.0} {range:17} {:18} {ratio:6.2} {:8.2} {}",
+            "{name:14} {monitor:20} {result:8.0} {range:17} {:18} {ratio:6.2} {:8.2} {:10.2} {:8.2} {}",
             row.unit(),
+            of(|run| run.exits),
+            of(|run| run.interrupts),
             of(|run| run.cpu),
             row.cpu_unit(),
         );

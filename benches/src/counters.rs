@@ -1,11 +1,12 @@
 //! What the host's kernel counts of a monitor.
 
 use std::collections::BTreeSet;
+use std::error::Error;
 use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
 
-use crate::Result;
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Where KVM counts, in debugfs.
 const KVM: &str = "/sys/kernel/debug/kvm";
@@ -15,15 +16,16 @@ const TICK: f64 = 10_000.0;
 
 /// The counters of a process and its machine at one moment.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Counters {
+pub struct Counters {
     /// Exits of all vCPUs.
-    pub(crate) exits: u64,
+    pub exits: u64,
     /// User and system time of all threads, without what guest code used.
-    pub(crate) cpu_microseconds: f64,
+    pub cpu_microseconds: f64,
 }
 
 /// A monitor's process and the folder that KVM has for its machine.
-pub(crate) struct Source {
+#[derive(Debug)]
+pub struct Source {
     process: u32,
     /// The machines that were there before.
     others: BTreeSet<OsString>,
@@ -31,15 +33,24 @@ pub(crate) struct Source {
 
 impl Source {
     /// To be called before the monitor starts.
-    pub(crate) fn before_start() -> Result<Self> {
+    ///
+    /// # Errors
+    /// If there is no debugfs.
+    pub fn before_start() -> Result<Self> {
         Ok(Self { process: 0, others: machines()? })
     }
 
-    pub(crate) fn started(self, process: u32) -> Self {
+    /// The process of the monitor.
+    #[must_use]
+    pub fn started(self, process: u32) -> Self {
         Self { process, ..self }
     }
 
-    pub(crate) fn read(&self) -> Result<Counters> {
+    /// What is counted now.
+    ///
+    /// # Errors
+    /// If the monitor has no machine, or there is another new one.
+    pub fn read(&self) -> Result<Counters> {
         // The folder's name begins with the thread that made the machine, not with the process.
         let machines = machines()?;
         let mut new = machines.difference(&self.others);
