@@ -22,6 +22,7 @@
 //! do, for which not all of the above holds.
 
 mod backend;
+mod builder;
 mod card;
 mod config;
 mod control;
@@ -30,6 +31,7 @@ mod filter;
 mod header;
 mod mac;
 mod offloads;
+mod pair;
 mod rate_limit;
 mod receive;
 mod room;
@@ -59,7 +61,7 @@ use virtio_bindings::bindings::virtio_net::{
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 
 pub use backend::{BackendError, Frame, MAX_FRAME_LEN, MIN_FRAME_LEN, NetBackend, Room};
-pub use card::{MAX_MTU, MAX_QUEUE_PAIRS, MIN_MTU, Net};
+pub use builder::{MAX_MTU, MAX_QUEUE_PAIRS, MIN_MTU, Net};
 pub use error::NetError;
 pub use header::{Checksum, FrameHeader, SegmentProtocol, Segmentation};
 pub use mac::{MacAddress, MacAddressError};
