@@ -112,6 +112,11 @@ impl<'a> Pair<'a> {
         moved != Moved::Nothing
     }
 
+    /// Tells the driver what it was not told yet of the frames that it sent.
+    pub(super) fn notify(&mut self) -> Result<(), DeviceError> {
+        Ok(self.transmit.as_mut().map_or(Ok(()), Transmit::notify)?)
+    }
+
     pub(super) fn disable_notifications(&mut self) -> Result<(), DeviceError> {
         if let Some(transmit) = &mut self.transmit {
             transmit.disable_notifications()?;
@@ -152,14 +157,14 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// When the rate limit lets something through again that `work` would look at then.
-    pub(super) fn held_until(&self) -> Option<Instant> {
+    /// When `work` is to look again, though nothing has been heard.
+    pub(super) fn look_at(&self) -> Option<Instant> {
         if !self.active {
             return None;
         }
         let receive = self.receive.as_ref().filter(|_| self.backend.is_some());
         let receive = receive.and_then(Receive::held_until);
-        let transmit = self.transmit.as_ref().and_then(Transmit::held_until);
+        let transmit = self.transmit.as_ref().and_then(Transmit::look_at);
         receive.into_iter().chain(transmit).min()
     }
 }

@@ -1,9 +1,10 @@
 //! Frames of the guest on their way to the backend.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::super::coalesce::Coalescing;
 use super::super::token_bucket::{Cost, Limiter};
-use super::super::{Chain, DeviceError, Queue};
+use super::super::{Chain, DeviceError, Queue, QueueError};
 use super::backend::{BackendError, Frame, MAX_FRAME_LEN, MIN_FRAME_LEN, NetBackend};
 use super::header::{FrameHeader, HEADER_LEN};
 use super::offloads::Offloads;
@@ -11,7 +12,9 @@ use super::state::State;
 use super::stats::count;
 
 /// How many frames go before the driver hears of it, and other queues have their turn.
-const BATCH: usize = 64;
+const BATCH: u32 = 64;
+/// The longest that a frame waits for the next look at the queue, where frames come slowly.
+const LONGEST_WAIT: Duration = Duration::from_micros(250);
 
 /// One transmit queue.
 #[derive(Debug)]
@@ -29,6 +32,11 @@ pub(super) struct Transmit {
     unflushed: bool,
     /// Until then the rate limit lets nothing through.
     held_until: Option<Instant>,
+    coalescing: Coalescing,
+    /// Frames came since the driver was last to be asked for notifications.
+    came: bool,
+    /// When to look at the queue without having been notified.
+    look_at: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -60,6 +68,9 @@ impl Transmit {
             // Those of an earlier driver.
             unflushed: true,
             held_until,
+            coalescing: Coalescing::new(LONGEST_WAIT),
+            came: false,
+            look_at: None,
         }
     }
 
@@ -78,8 +89,16 @@ impl Transmit {
         self.blocked || self.unflushed
     }
 
-    pub(super) fn held_until(&self) -> Option<Instant> {
-        self.held_until
+    /// When `work` wants to look again in any case: the rate limit lets something through then, or more
+    /// frames are expected to have come.
+    pub(super) fn look_at(&self) -> Option<Instant> {
+        self.held_until.or(self.look_at)
+    }
+
+    /// Tells the driver what it was not told yet.
+    pub(super) fn notify(&mut self) -> Result<(), QueueError> {
+        self.coalescing.told();
+        self.queue.notify()
     }
 
     pub(super) fn disable_notifications(&mut self) -> Result<(), DeviceError> {
@@ -88,9 +107,18 @@ impl Transmit {
 
     /// Asks for notifications if there is anything to be done with a frame. Whether there is one.
     pub(super) fn more_came(&mut self) -> Result<bool, DeviceError> {
+        let came = std::mem::take(&mut self.came);
+        self.look_at = None;
         if self.blocked || self.held_until.is_some() {
             return Ok(false);
         }
+        // Without notifications and interrupts the driver offers more sooner.
+        let now = Instant::now();
+        if let Some(wait) = self.coalescing.wait(came, now) {
+            self.look_at = now.checked_add(wait);
+            return Ok(false);
+        }
+        self.notify()?;
         Ok(self.queue.enable_notifications()?)
     }
 
@@ -107,9 +135,8 @@ impl Transmit {
             return Ok(Moved::Nothing);
         }
         let mut moved = Moved::Nothing;
-        let mut bytes = 0;
-        let mut frames = 0;
-        for _ in 0..BATCH {
+        let (mut bytes, mut frames, mut ended) = (0, 0, 0u32);
+        while ended < BATCH {
             let Some(chain) = self.next(limiter, state)? else { break };
             let link = state.link();
             let outcome = match &mut backend {
@@ -140,16 +167,29 @@ impl Transmit {
             }
             self.paused = false;
             self.queue.push(chain, 0)?;
+            self.coalescing.answered();
+            ended = ended.saturating_add(1);
             moved = Moved::Some;
         }
         count(&state.counters.sent_frames, frames);
         count(&state.counters.sent_bytes, bytes);
         // The driver can go on while the backend flushes.
-        self.queue.notify()?;
+        self.looked(ended)?;
         match self.flush(backend, frames > 0) {
             Moved::Gone => Ok(Moved::Gone),
             _ => Ok(moved),
         }
+    }
+
+    /// So many frames were there. Tells the driver if it is to hear of them at once.
+    fn looked(&mut self, frames: u32) -> Result<(), DeviceError> {
+        self.came |= frames > 0;
+        let now = Instant::now();
+        self.coalescing.looked(frames, now);
+        if self.blocked || self.held_until.is_some() || self.coalescing.is_due(now) {
+            self.notify()?;
+        }
+        Ok(())
     }
 
     fn flush(&mut self, backend: Option<&mut dyn NetBackend>, sent: bool) -> Moved {

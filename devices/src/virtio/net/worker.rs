@@ -134,8 +134,12 @@ impl Worker<'_> {
             more |= control.work(&mut self.card, state)?;
         }
         let Card { pairs, filter, state, .. } = &mut self.card;
-        for pair in pairs.iter_mut().filter(|pair| pair.active) {
-            more |= pair.work(self.send_limiter, self.receive_limiter, filter, state)?;
+        for pair in pairs {
+            if pair.active {
+                more |= pair.work(self.send_limiter, self.receive_limiter, filter, state)?;
+            } else {
+                pair.notify()?; // It could have been active until now.
+            }
         }
         self.card.check_carrier();
         Ok(more)
@@ -160,7 +164,7 @@ impl Worker<'_> {
 
     /// Waits for the driver, the backends, and the rate limit. False: the session is to end.
     fn wait(&mut self) -> io::Result<bool> {
-        let until = self.card.pairs.iter().filter_map(Pair::held_until).min();
+        let until = self.card.pairs.iter().filter_map(Pair::look_at).min();
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
         // A pause that `work` has not seen must not find the kernel at work.
         self.session.set_busy(self.card.pairs.iter().any(Pair::is_running));
