@@ -69,6 +69,9 @@ impl Slot {
 
     /// The device's thread runs where `threads` says.
     pub(crate) fn place_threads(&self, threads: &Arc<Threads>) {
+        if let Some(prefix) = threads.name_prefix() {
+            self.transport.set_log_prefix(prefix);
+        }
         let threads = Arc::clone(threads);
         self.transport.on_thread_start(move |name| threads.enter_if_possible(name));
     }

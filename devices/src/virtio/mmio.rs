@@ -202,6 +202,13 @@ impl MmioTransport {
         self.lock().worker.thread_start = Some(Arc::new(start));
     }
 
+    /// Has log lines about the device say whose it is: `PREFIX/virtio-2` (by device type) in place of
+    /// `virtio-2`.
+    pub fn set_log_prefix(&self, prefix: &str) {
+        let log_name = format!("{prefix}/virtio-{}", self.device_type);
+        self.lock().worker.log_name = log_name;
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

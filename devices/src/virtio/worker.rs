@@ -16,6 +16,8 @@ pub(super) struct Worker {
     device: Arc<Mutex<Box<dyn VirtioDevice>>>,
     thread: Option<JoinHandle<()>>,
     name: String,
+    /// What log lines call it.
+    pub(super) log_name: String,
     pub(super) panic_sink: Option<PanicSink>,
     pub(super) thread_start: Option<ThreadStart>,
     /// A guest can bring about failure after failure: only the first of each kind is logged.
@@ -41,6 +43,7 @@ impl Worker {
         Self {
             device,
             thread: None,
+            log_name: name.clone(),
             name,
             panic_sink: None,
             thread_start: None,
@@ -51,7 +54,8 @@ impl Worker {
     /// Starts the device's thread for `session`.
     pub(super) fn start(&mut self, session: Session, shared: &Arc<Shared>) -> io::Result<()> {
         let (device, shared) = (self.device.clone(), shared.clone());
-        let (name, logged) = (self.name.clone(), self.logged.clone());
+        let (name, log_name, logged) =
+            (self.name.clone(), self.log_name.clone(), self.logged.clone());
         let (panic_sink, thread_start) = (self.panic_sink.clone(), self.thread_start.clone());
         let active = Active::new(shared.clone());
         let builder = thread::Builder::new().name(self.name.clone()).stack_size(THREAD_STACK_SIZE);
@@ -69,7 +73,7 @@ impl Worker {
                     sink(&name, message);
                 }
                 shared.fail();
-                logged.failure(&name, &failure);
+                logged.failure(&log_name, &failure);
             }
         })?;
         self.thread = Some(thread);
@@ -87,7 +91,7 @@ impl Worker {
 
     /// Logs why the device could not go live.
     pub(super) fn log(&self, error: DeviceError) {
-        self.logged.failure(&self.name, &Failure::Error(error));
+        self.logged.failure(&self.log_name, &Failure::Error(error));
     }
 }
 

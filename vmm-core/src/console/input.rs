@@ -58,7 +58,8 @@ pub(super) fn start(
 ) -> Result<Worker, StartError> {
     Worker::start("console-in", space.wake.clone(), placed, control, move |state| {
         if let Err(error) = copy(&mut input, &serial, &space, state) {
-            log::warn!("the console's reader failed, the guest gets no more input: {error}");
+            let name = &state.name;
+            log::warn!("the reader of {name} failed, the guest gets no more input: {error}");
         }
     })
 }

@@ -31,7 +31,8 @@ pub(super) fn start(
     Worker::start("console-out", wake.clone(), placed, control, move |state| {
         let _closed = CloseOnDrop(Arc::clone(&buffer));
         if let Err(error) = copy(&buffer, &mut output, state) {
-            log::warn!("the console's writer failed, further output is dropped: {error}");
+            let name = &state.name;
+            log::warn!("the writer of {name} failed, further output is dropped: {error}");
         }
     })
 }

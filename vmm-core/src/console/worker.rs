@@ -24,6 +24,8 @@ pub(super) struct Worker {
 /// What a worker and its owner share.
 #[derive(Debug, Clone)]
 pub(super) struct WorkerState {
+    /// Of the thread, for log lines.
+    pub(super) name: Arc<str>,
     pub(super) wake: Wake,
     finishing: Arc<AtomicBool>,
     abandoned: Arc<AtomicBool>,
@@ -67,6 +69,7 @@ impl Worker {
         work: impl FnOnce(&WorkerState) + Send + 'static,
     ) -> Result<Self, StartError> {
         let state = WorkerState {
+            name: placed.full_name(name).into(),
             wake,
             finishing: Arc::default(),
             abandoned: Arc::default(),
@@ -86,7 +89,7 @@ impl Worker {
                 placed.enter_if_possible(&thread_name);
                 if let Err(error) = signal::block_signals() {
                     // The process's signal handlers may then run here. Bytes move all the same.
-                    log::warn!("cannot block signals in a console thread: {error}");
+                    log::warn!("cannot block signals in the thread {}: {error}", of_thread.name);
                 }
                 // What it may leave half-done, nobody uses any more: the machine ends.
                 if let Err(panic) = panic::catch_unwind(AssertUnwindSafe(|| work(&of_thread))) {
@@ -120,7 +123,8 @@ impl Worker {
             false => GRACE,
         };
         if let Err(RecvTimeoutError::Timeout) = self.ended.recv_timeout(grace) {
-            log::debug!("a console thread is stuck in its reader or writer and is left behind");
+            let name = &self.state.name;
+            log::debug!("{name} is stuck in its reader or writer and is left behind");
             return;
         }
         let _ = self.thread.join(); // A panic is in `control`.

@@ -79,7 +79,7 @@ impl Placement {
     }
 
     /// Names the threads `PREFIX/vcpu-0` and so on, cut to 15 bytes: so the machines of a process can be
-    /// told apart in `ps` and `top`. 1 to [`MAX_NAME_PREFIX`](Self::MAX_NAME_PREFIX) bytes of printable
+    /// told apart in `ps` and `top`, and in log lines. 1 to [`MAX_NAME_PREFIX`](Self::MAX_NAME_PREFIX) bytes of printable
     /// ASCII.
     pub fn name_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.name_prefix = Some(prefix.into());

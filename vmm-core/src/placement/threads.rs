@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +12,7 @@ pub(crate) struct Threads {
     pub(super) vcpus: Vec<Option<CpuSet>>,
     pub(super) devices: Option<CpuSet>,
     pub(super) nice: Option<i32>,
-    pub(super) name_prefix: Option<String>,
+    name_prefix: Option<String>,
     warned: AtomicBool,
 }
 
@@ -33,10 +34,22 @@ impl Threads {
         Self { vcpus, devices: Some(devices), nice, name_prefix, warned: AtomicBool::new(false) }
     }
 
+    pub(crate) fn name_prefix(&self) -> Option<&str> {
+        self.name_prefix.as_deref()
+    }
+
+    /// What a thread called `name` is called on this host, and in log lines.
+    pub(crate) fn full_name<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        match &self.name_prefix {
+            Some(prefix) => format!("{prefix}/{name}").into(),
+            None => name.into(),
+        }
+    }
+
     /// Puts the calling thread, called `name`, in its place.
     pub(crate) fn enter(&self, role: Role, name: &str) -> io::Result<()> {
-        if let Some(prefix) = &self.name_prefix {
-            scheduler::set_name(&format!("{prefix}/{name}"));
+        if self.name_prefix.is_some() {
+            scheduler::set_name(&self.full_name(name));
         }
         let cpus = match role {
             Role::Vcpu(index) => self.vcpus.get(usize::from(index)).and_then(Option::as_ref),
@@ -52,6 +65,7 @@ impl Threads {
         if let Err(error) = self.enter(Role::Device, name) {
             // A guest can start such threads as often as it likes.
             if !self.warned.swap(true, Ordering::Relaxed) {
+                let name = self.full_name(name);
                 log::warn!("cannot put the thread {name} in its place: {error}");
             }
         }

@@ -76,6 +76,7 @@ impl ConfigSpace for Config {
 
 #[cfg(test)]
 mod tests {
+    use super::super::error::DiskName;
     use super::*;
 
     fn config(size: u64) -> Config {
@@ -86,7 +87,7 @@ mod tests {
             minimal_io: 8192,
             optimal_io: 65_536,
         };
-        let state = Arc::new(State::new(size, None));
+        let state = Arc::new(State::new(DiskName::own(), size, None));
         Config { state, geometry, max_segments: 254, queues: 3 }
     }
 

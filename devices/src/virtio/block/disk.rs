@@ -44,7 +44,6 @@ pub(super) const SERIAL_LEN: usize = 20;
 /// # Ok::<(), sparkler_devices::virtio::block::DiskError>(())
 /// ```
 pub struct Disk {
-    pub(super) name: DiskName,
     pub(super) state: Arc<State>,
     pub(super) source: Source,
     pub(super) writable: bool,
@@ -121,8 +120,8 @@ impl Disk {
         if size == 0 {
             return Err(DiskError::Empty { disk: name });
         }
-        let state = Arc::new(State::new(size, None));
-        Ok(Self::plain(name, state, Source::Own(Box::new(engine)), true, Geometry::default()))
+        let state = Arc::new(State::new(name, size, None));
+        Ok(Self::plain(state, Source::Own(Box::new(engine)), true, Geometry::default()))
     }
 
     /// Lets the guest read only, though the disk could be written. (It stays locked as before; only
@@ -158,7 +157,7 @@ impl Disk {
     /// [`DiskError::Direct`] if the file system cannot do it.
     pub fn direct(self) -> Result<Self, DiskError> {
         if let Source::File { file, .. } = &self.source {
-            let disk = || self.name.clone();
+            let disk = || self.state.name.clone();
             file.set_direct().map_err(|source| DiskError::Direct { disk: disk(), source })?;
         }
         Ok(self)
@@ -227,20 +226,14 @@ impl Disk {
         }
         let geometry = disk.geometry();
         let file = Arc::new(disk);
-        let state = Arc::new(State::new(size, Some((Arc::downgrade(&file), name.clone()))));
+        let state = Arc::new(State::new(name, size, Some(Arc::downgrade(&file))));
         let source = Source::File { file, kind: EngineKind::Auto };
-        Ok(Self::plain(name, state, source, writable, geometry))
+        Ok(Self::plain(state, source, writable, geometry))
     }
 
-    fn plain(
-        name: DiskName,
-        state: Arc<State>,
-        source: Source,
-        writable: bool,
-        geometry: Geometry,
-    ) -> Self {
+    fn plain(state: Arc<State>, source: Source, writable: bool, geometry: Geometry) -> Self {
         let (serial, rate_limit) = ([0; SERIAL_LEN], RateLimit::new());
-        Self { name, state, source, writable, geometry, serial, queues: 1, rate_limit }
+        Self { state, source, writable, geometry, serial, queues: 1, rate_limit }
     }
 }
 
@@ -256,7 +249,7 @@ fn open(path: &Path, writable: bool) -> io::Result<File> {
 impl fmt::Debug for Disk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Disk")
-            .field("name", &self.name)
+            .field("name", &self.state.name)
             .field("size", &self.state.size())
             .field("writable", &self.writable)
             .field("queues", &self.queues)

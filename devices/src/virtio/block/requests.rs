@@ -294,7 +294,8 @@ impl<'a> Requests<'a> {
 
     fn fail(&mut self, tag: u16, task: Task, error: &io::Error) -> Result<(), DeviceError> {
         if self.state.is_first_failure() {
-            log::warn!("a disk fails, its guest sees I/O errors: {error}");
+            let name = &self.state.name;
+            log::warn!("the disk {name} fails, its guest sees I/O errors: {error}");
         }
         self.release(tag, &task);
         let filled = if let Work::Read(Move { moved, .. }) = task.work { moved } else { 0 };

@@ -20,12 +20,11 @@ impl DiskHandle {
     /// [`DiskError::NoFile`] if the disk has an engine of its own (see [`set_size`](Self::set_size)),
     /// or is no longer there.
     pub fn refresh(&self) -> Result<u64, DiskError> {
-        let (file, disk) = self.0.file.as_ref().ok_or(DiskError::NoFile)?;
-        let file = file.upgrade().ok_or(DiskError::NoFile)?;
-        let size =
-            file.size().map_err(|source| DiskError::Inspect { disk: disk.clone(), source })?;
+        let file = self.0.file.as_ref().and_then(Weak::upgrade).ok_or(DiskError::NoFile)?;
+        let disk = || self.0.name.clone();
+        let size = file.size().map_err(|source| DiskError::Inspect { disk: disk(), source })?;
         if size == 0 {
-            return Err(DiskError::Empty { disk: disk.clone() });
+            return Err(DiskError::Empty { disk: disk() });
         }
         self.set_size(size);
         Ok(size)
@@ -47,9 +46,10 @@ impl DiskHandle {
 /// What the worker, the vCPUs that read the configuration and the handles share.
 #[derive(Debug)]
 pub(super) struct State {
+    pub(super) name: DiskName,
     pub(super) counters: Counters,
-    /// With its name; none if the disk has an engine of its own. A handle does not keep it open.
-    file: Option<(Weak<DiskFile>, DiskName)>,
+    /// None if the disk has an engine of its own. A handle does not keep it open.
+    file: Option<Weak<DiskFile>>,
     /// The size in bytes, for the worker. Only changed with `announced` locked.
     size: AtomicU64,
     announced: Mutex<Announced>,
@@ -69,8 +69,9 @@ struct Announced {
 }
 
 impl State {
-    pub(super) fn new(size: u64, file: Option<(Weak<DiskFile>, DiskName)>) -> Self {
+    pub(super) fn new(name: DiskName, size: u64, file: Option<Weak<DiskFile>>) -> Self {
         Self {
+            name,
             counters: Counters::default(),
             file,
             size: AtomicU64::new(size),

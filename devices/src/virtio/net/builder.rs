@@ -40,7 +40,6 @@ pub struct Net {
     taps: bool,
     /// The host's kernel moves the frames.
     pub(super) vhost: Option<Vhost>,
-    pub(super) mac: MacAddress,
     pub(super) mtu: Option<u16>,
     pub(super) rate_limit: RateLimit,
     pub(super) state: Arc<State>,
@@ -124,8 +123,8 @@ impl Net {
     /// this process has.
     #[must_use]
     pub fn mac(self, mac: MacAddress) -> Self {
-        self.state.set_by_driver(|announced| announced.mac = mac);
-        Self { mac, ..self }
+        self.state.set_own_mac(mac);
+        self
     }
 
     /// Tells the guest the largest IP packet that the network carries, in bytes: 68 to 65,535.
@@ -217,9 +216,8 @@ impl Net {
     }
 
     fn plain(backends: Vec<Box<dyn NetBackend>>) -> Self {
-        let (mac, rate_limit) = (MacAddress::random(), RateLimit::new());
-        let state = Arc::new(State::new(mac));
-        Self { backends, tap: None, taps: false, vhost: None, mac, mtu: None, rate_limit, state }
+        let (rate_limit, state) = (RateLimit::new(), Arc::new(State::new(MacAddress::random())));
+        Self { backends, tap: None, taps: false, vhost: None, mtu: None, rate_limit, state }
     }
 }
 
@@ -229,7 +227,7 @@ impl fmt::Debug for Net {
             .field("tap", &self.tap)
             .field("vhost", &self.vhost.is_some())
             .field("queue_pairs", &self.backends.len())
-            .field("mac", &self.mac)
+            .field("mac", &self.state.own_mac())
             .field("mtu", &self.mtu)
             .field("rate_limit", &self.rate_limit)
             .finish_non_exhaustive()

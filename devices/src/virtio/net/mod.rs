@@ -92,7 +92,6 @@ pub struct NetDevice {
     /// What all backends can do, by direction.
     send_offloads: Offloads,
     receive_offloads: Offloads,
-    mac: MacAddress,
     mtu: Option<u16>,
     /// They outlive sessions: a reset forgives no debt.
     send_limiter: Option<Limiter>,
@@ -106,7 +105,7 @@ impl NetDevice {
     /// The device for `net`.
     #[must_use]
     pub fn new(net: Net) -> Self {
-        let Net { backends, mac, mtu, rate_limit, vhost, state, .. } = net;
+        let Net { backends, mtu, rate_limit, vhost, state, .. } = net;
         // Two for each pair, and the control queue.
         let queues = backends.len().saturating_mul(2).saturating_add(1);
         let common = |of: fn(&dyn NetBackend) -> Offloads| {
@@ -117,7 +116,6 @@ impl NetDevice {
             send_offloads: common(|backend| backend.send_offloads()),
             receive_offloads: common(|backend| backend.receive_offloads()),
             backends: backends.into_iter().map(Some).collect(),
-            mac,
             mtu,
             send_limiter: rate_limit.limiter(Instant::now()),
             receive_limiter: rate_limit.limiter(Instant::now()),
@@ -205,7 +203,7 @@ impl fmt::Debug for NetDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NetDevice")
             .field("queue_pairs", &self.backends.len())
-            .field("mac", &self.mac)
+            .field("mac", &self.state.own_mac())
             .field("mtu", &self.mtu)
             .field("vhost", &self.vhost.is_some())
             .finish_non_exhaustive()

@@ -13,7 +13,7 @@ use super::has;
 use super::offloads::Offloads;
 use super::receive::{Lengths, Receive};
 use super::state::State;
-use super::transmit::{self, Moved, Transmit};
+use super::transmit::{Moved, Transmit};
 use super::vhost::VhostPair;
 
 /// One pair of queues and its backend.
@@ -27,12 +27,13 @@ pub(super) struct Pair<'a> {
     pub(super) vhost: Option<&'a mut VhostPair>,
     /// The driver uses it.
     pub(super) active: bool,
+    state: &'a State,
 }
 
 impl<'a> Pair<'a> {
     /// Without queues, and not in use.
-    pub(super) fn new(backend: &'a mut Option<Box<dyn NetBackend>>) -> Self {
-        Self { backend, receive: None, transmit: None, vhost: None, active: false }
+    pub(super) fn new(backend: &'a mut Option<Box<dyn NetBackend>>, state: &'a State) -> Self {
+        Self { backend, receive: None, transmit: None, vhost: None, active: false, state }
     }
 
     /// Takes over the queues.
@@ -51,16 +52,15 @@ impl<'a> Pair<'a> {
         send_limiter: &mut Option<Limiter>,
         receive_limiter: &mut Option<Limiter>,
         filter: &Filter,
-        state: &State,
     ) -> Result<bool, DeviceError> {
         let mut more = false;
         if let Some(transmit) = &mut self.transmit {
             let backend = self.backend.as_deref_mut();
-            let moved = transmit.work(backend, send_limiter, state)?;
+            let moved = transmit.work(backend, send_limiter, self.state)?;
             more |= self.take_in(moved);
         }
         if let (Some(receive), Some(backend)) = (&mut self.receive, self.backend.as_deref_mut()) {
-            let moved = receive.work(backend, receive_limiter, filter, state)?;
+            let moved = receive.work(backend, receive_limiter, filter, self.state)?;
             more |= self.take_in(moved);
         }
         Ok(more)
@@ -89,7 +89,7 @@ impl<'a> Pair<'a> {
     pub(super) fn lose_backend(&mut self) -> io::Result<bool> {
         let check = self.backend.as_ref().map(|backend| backend.check());
         let Some(Err(error)) = check else { return Ok(false) };
-        transmit::gone(&error);
+        self.state.log_gone(&error);
         if let Some(vhost) = &mut self.vhost {
             vhost.run(None)?;
         }

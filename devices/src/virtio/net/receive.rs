@@ -15,7 +15,7 @@ use super::room::SPILL_LEN;
 use super::run;
 use super::state::State;
 use super::stats::count;
-use super::transmit::{Moved, gone};
+use super::transmit::Moved;
 
 /// How many frames come before the driver hears of them, and other queues have their turn.
 const BATCH: usize = 64;
@@ -152,7 +152,7 @@ impl Receive {
                 }
                 Err(BackendError::Refused) => count(&state.counters.received_malformed, 1),
                 Err(BackendError::Gone(error)) => {
-                    gone(&error);
+                    state.log_gone(&error);
                     moved = Moved::Gone;
                     break;
                 }

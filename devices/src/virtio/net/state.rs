@@ -1,3 +1,4 @@
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -53,6 +54,8 @@ pub(super) struct State {
 /// What the driver reads. It changes together with its generation.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Announced {
+    /// The card's own address, which it has for each new driver.
+    own_mac: MacAddress,
     pub(super) mac: MacAddress,
     /// The cable is in.
     pub(super) plugged: bool,
@@ -71,8 +74,14 @@ impl Announced {
 
 impl State {
     pub(super) fn new(mac: MacAddress) -> Self {
-        let announced =
-            Announced { mac, plugged: true, carrier: true, announce: false, generation: 0 };
+        let announced = Announced {
+            own_mac: mac,
+            mac,
+            plugged: true,
+            carrier: true,
+            announce: false,
+            generation: 0,
+        };
         Self {
             counters: Counters::default(),
             announced: Mutex::new(announced),
@@ -85,6 +94,20 @@ impl State {
 
     pub(super) fn announced(&self) -> Announced {
         *lock(&self.announced)
+    }
+
+    pub(super) fn own_mac(&self) -> MacAddress {
+        lock(&self.announced).own_mac
+    }
+
+    pub(super) fn set_own_mac(&self, mac: MacAddress) {
+        self.set_by_driver(|announced| (announced.own_mac, announced.mac) = (mac, mac));
+    }
+
+    /// Says that what the card is plugged into is gone; this happens once to each backend.
+    pub(super) fn log_gone(&self, error: &io::Error) {
+        let mac = self.own_mac();
+        log::warn!("the network of the card {mac} is gone, its guest sees no link: {error}");
     }
 
     /// Whether the driver is to be told of a change since the last call.
@@ -103,9 +126,11 @@ impl State {
     }
 
     /// The driver is gone: what it set is as before.
-    pub(super) fn end_session(&self, mac: MacAddress) {
+    pub(super) fn end_session(&self) {
         self.announces.store(false, Ordering::Relaxed);
-        self.set_by_driver(|announced| (announced.mac, announced.announce) = (mac, false));
+        self.set_by_driver(|announced| {
+            (announced.mac, announced.announce) = (announced.own_mac, false);
+        });
     }
 
     /// There is something at the other end of the cable, or not any more.

@@ -159,7 +159,7 @@ impl Transmit {
                     break;
                 }
                 Err(Fault::Backend(BackendError::Gone(error))) => {
-                    gone(&error);
+                    state.log_gone(&error);
                     self.parked = Some(Parked { chain, charged: true });
                     (backend, moved) = (None, Moved::Gone);
                     break;
@@ -175,7 +175,7 @@ impl Transmit {
         count(&state.counters.sent_bytes, bytes);
         // The driver can go on while the backend flushes.
         self.looked(ended)?;
-        match self.flush(backend, frames > 0) {
+        match self.flush(backend, frames > 0, state) {
             Moved::Gone => Ok(Moved::Gone),
             _ => Ok(moved),
         }
@@ -192,7 +192,7 @@ impl Transmit {
         Ok(())
     }
 
-    fn flush(&mut self, backend: Option<&mut dyn NetBackend>, sent: bool) -> Moved {
+    fn flush(&mut self, backend: Option<&mut dyn NetBackend>, sent: bool, state: &State) -> Moved {
         let Some(backend) = backend.filter(|_| sent || self.unflushed) else {
             return Moved::Nothing;
         };
@@ -200,7 +200,7 @@ impl Transmit {
             Ok(()) | Err(BackendError::Refused) => self.unflushed = false,
             Err(BackendError::WouldBlock) => self.unflushed = true,
             Err(BackendError::Gone(error)) => {
-                gone(&error);
+                state.log_gone(&error);
                 self.unflushed = false;
                 return Moved::Gone;
             }
@@ -255,11 +255,6 @@ fn send(chain: &Chain, allowed: Offloads, backend: &mut dyn NetBackend) -> Resul
     let header = FrameHeader::from_driver(header, len, allowed).ok_or(Fault::Malformed)?;
     backend.send(&Frame::new(chain, header)).map_err(Fault::Backend)?;
     Ok(len)
-}
-
-/// Says that a network is gone; this happens once to each.
-pub(super) fn gone(error: &std::io::Error) {
-    log::warn!("a network card's backend is gone, its guest sees no link: {error}");
 }
 
 fn add(sum: u64, more: impl TryInto<u64>) -> u64 {

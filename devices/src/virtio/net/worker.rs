@@ -15,6 +15,7 @@ use super::filter::Filter;
 use super::offloads::Offloads;
 use super::pair::Pair;
 use super::receive::Lengths;
+use super::state::State;
 use super::vhost::{Events, Vhost};
 use super::{NetDevice, has};
 
@@ -22,14 +23,15 @@ use super::{NetDevice, has};
 pub(super) fn run(device: &mut NetDevice, session: &mut Session) -> Result<(), DeviceError> {
     let features = session.features();
     let lengths = Lengths { longest: device.longest_frame(), promised: device.promised_frame() };
-    let NetDevice { backends, mac, state, send_limiter, receive_limiter, vhost, .. } = device;
+    let NetDevice { backends, state, send_limiter, receive_limiter, vhost, .. } = device;
+    let state: &State = state;
     state.begin_session(session.waker(), has(features, VIRTIO_NET_F_GUEST_ANNOUNCE));
     let mut queues = session.take_queues();
     // Before the pairs: its index may be that of a pair not in use.
     let control = control_index(features, backends.len());
     let control = control.and_then(|index| take(&mut queues, index));
     let control = control.map(|queue| Control::new(queue, features, session)).transpose()?;
-    let mut pairs: Vec<_> = backends.iter_mut().map(Pair::new).collect();
+    let mut pairs: Vec<_> = backends.iter_mut().map(|backend| Pair::new(backend, state)).collect();
     // More than one only when the driver says so.
     pairs.iter_mut().take(1).for_each(|pair| pair.active = true);
     let events = match vhost {
@@ -44,14 +46,14 @@ pub(super) fn run(device: &mut NetDevice, session: &mut Session) -> Result<(), D
     let card = Card {
         pairs,
         events,
-        filter: Filter::new(*mac),
+        filter: Filter::new(state.own_mac()),
         offloads: Offloads::NONE,
         carrier: None,
         state,
     };
     let worker = Worker { session, card, control, send_limiter, receive_limiter };
     let result = worker.serve(Offloads::receive_negotiated(features));
-    state.end_session(*mac);
+    state.end_session();
     result
 }
 
@@ -133,10 +135,10 @@ impl Worker<'_> {
             let state = self.card.state;
             more |= control.work(&mut self.card, state)?;
         }
-        let Card { pairs, filter, state, .. } = &mut self.card;
+        let Card { pairs, filter, .. } = &mut self.card;
         for pair in pairs {
             if pair.active {
-                more |= pair.work(self.send_limiter, self.receive_limiter, filter, state)?;
+                more |= pair.work(self.send_limiter, self.receive_limiter, filter)?;
             } else {
                 pair.notify()?; // It could have been active until now.
             }
