@@ -16,7 +16,8 @@ use sparkler_devices::virtio::status::{
     ACKNOWLEDGE, DEVICE_NEEDS_RESET, DRIVER, DRIVER_OK, FAILED, FEATURES_OK,
 };
 use sparkler_devices::virtio::{
-    ConfigBytes, DeviceError, MmioTransport, Queue, QueueSizeError, Session, VirtioDevice, Waker,
+    ConfigBytes, ConfigSpace, Counters, DeviceError, MmioTransport, Queue, QueueSizeError, Session,
+    VirtioDevice, Waker,
 };
 use sparkler_devices::{BusDevice, Interrupt};
 use virtio_bindings::bindings::virtio_mmio as reg;
@@ -46,6 +47,79 @@ fn says_what_it_is() {
         assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_NUM_MAX), max);
         assert_eq!(driver.read(reg::VIRTIO_MMIO_QUEUE_READY), 0);
     }
+}
+
+/// Says of everything something else than the trait does by itself.
+struct Unusual;
+
+impl VirtioDevice for Unusual {
+    fn device_type(&self) -> u32 {
+        43
+    }
+
+    fn features(&self) -> u64 {
+        1 << 5
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[8, 8]
+    }
+
+    fn kicks(&self) -> u16 {
+        2
+    }
+
+    fn check(&self) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Err("unusual".into())
+    }
+
+    fn config(&self) -> Arc<dyn ConfigSpace> {
+        Arc::new(ConfigBytes::new([9]))
+    }
+
+    fn counters(&self) -> Arc<dyn Counters> {
+        Arc::new(Seven)
+    }
+
+    fn run(&mut self, _session: &mut Session) -> Result<(), DeviceError> {
+        Ok(())
+    }
+}
+
+struct Seven;
+
+impl Counters for Seven {
+    fn read(&self, each: &mut dyn FnMut(&'static str, u64)) {
+        each("seven", 7);
+    }
+}
+
+/// Whatever it is given, generics see the box.
+fn describe(device: impl VirtioDevice) -> String {
+    let (mut config, mut counters) = ([0], Vec::new());
+    device.config().read(0, &mut config);
+    device.counters().read(&mut |name, value| counters.push((name, value)));
+    format!(
+        "{} {:#x} {:?} {} {:?} {config:?} {counters:?}",
+        device.device_type(),
+        device.features(),
+        device.queue_sizes(),
+        device.kicks(),
+        device.check().map_err(|error| error.to_string()),
+    )
+}
+
+#[test]
+fn a_boxed_device_is_the_device() {
+    let boxed: Box<dyn VirtioDevice> = Box::new(Unusual);
+    let said = describe(boxed);
+    assert_eq!(said, describe(Unusual));
+    assert_eq!(said, r#"43 0x20 [8, 8] 2 Err("unusual") [9] [("seven", 7)]"#);
+
+    let boxed: Box<dyn VirtioDevice> = Box::new(TestDevice::default());
+    let mut driver = MockDriver::new(Box::new(boxed));
+    driver.start();
+    assert_works_after_reset(&mut driver);
 }
 
 #[test]

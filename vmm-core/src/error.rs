@@ -57,10 +57,19 @@ pub enum BuildError {
         source: CmdlineError,
     },
     /// A virtio device cannot be put on its transport.
-    #[error("cannot put a virtio device on its transport")]
-    VirtioDevice(#[source] io::Error),
+    #[error(
+        "cannot put the virtio device with index {index}, of type {device_type}, on its transport"
+    )]
+    VirtioDevice {
+        /// How many were added before it.
+        index: usize,
+        /// Its type: 1 for a network card, 2 for a disk, ...
+        device_type: u32,
+        /// What is wrong with it, or what the host lacks.
+        source: io::Error,
+    },
     /// No kernel was given.
-    #[error("no kernel was given")]
+    #[error("no kernel was given: call VmBuilder::kernel")]
     NoKernel,
     /// The command line is not one that a kernel takes.
     #[error(transparent)]
@@ -179,20 +188,20 @@ pub enum RunError {
         source: errno::Error,
     },
     /// Signals could not be blocked in a vCPU thread.
-    #[error("cannot block signals in the thread of vCPU {vcpu} (error {errno})")]
+    #[error("cannot block signals in the thread of vCPU {vcpu}")]
     Signals {
         /// Index of the vCPU.
         vcpu: u8,
-        /// The error number.
-        errno: i32,
+        /// The error.
+        source: errno::Error,
     },
     /// The thread of a vCPU cannot run where it was when the machine was built: the host has changed.
-    #[error("cannot put the thread of vCPU {vcpu} in its place (error {errno})")]
+    #[error("cannot put the thread of vCPU {vcpu} in its place")]
     Placement {
         /// Index of the vCPU.
         vcpu: u8,
-        /// The error number.
-        errno: i32,
+        /// The error.
+        source: errno::Error,
     },
     /// The machine was reset and could not be started anew.
     #[error("the machine cannot be started anew after its reset")]

@@ -1,7 +1,6 @@
 //! Virtio devices on their way into a machine: each gets a register window in the hole below 4 GiB, an
 //! interrupt, and its place on the bus.
 
-use std::io;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +16,7 @@ use crate::control::Control;
 use crate::error::KvmError;
 use crate::interrupt_line::OwnLines;
 use crate::placement::Threads;
-use crate::{DeviceStats, RunError, VmBuilder};
+use crate::{BuildError, DeviceStats, RunError, VmBuilder};
 
 /// Where the first register window is; the others follow.
 const FIRST_WINDOW: u64 = 0xd000_0000;
@@ -42,15 +41,19 @@ pub(crate) fn place(
     memory: &GuestMemoryMmap,
     lines: &Interrupts,
     own: &OwnLines,
-) -> io::Result<Vec<Slot>> {
+) -> Result<Vec<Slot>, BuildError> {
     let addresses =
         (FIRST_WINDOW..).step_by(usize::try_from(MmioTransport::SIZE).unwrap_or(0x1000));
     let interrupts = (FIRST_GSI..=LAST_GSI).filter(|gsi| !own.contains(*gsi)).cycle();
     let places = addresses.zip(interrupts);
-    let slots = devices.into_iter().zip(places).map(|(device, (address, gsi))| {
-        let line = lines.line(gsi)?;
+    let slots = devices.into_iter().enumerate().zip(places);
+    let slots = slots.map(|((index, device), (address, gsi))| {
+        let device_type = device.device_type();
+        let error = |source| BuildError::VirtioDevice { index, device_type, source };
+        let line = lines.line(gsi).map_err(error)?;
         let interrupt = Box::new(line.clone());
-        let transport = Arc::new(MmioTransport::new(device, memory.clone(), interrupt)?);
+        let transport = MmioTransport::new(device, memory.clone(), interrupt).map_err(error)?;
+        let transport = Arc::new(transport);
         let size = u32::try_from(MmioTransport::SIZE).unwrap_or(0x1000);
         Ok(Slot { transport, line, place: VirtioMmio { address, size, gsi } })
     });
@@ -173,6 +176,7 @@ mod tests {
     use std::time::Duration;
 
     use sparkler_devices::BusDevice;
+    use sparkler_devices::virtio::rng::Rng;
     use sparkler_devices::virtio::{DeviceError, Session};
     use vm_memory::GuestAddress;
 
@@ -200,6 +204,36 @@ mod tests {
             let _ = self.ended.send(self.told.recv_timeout(Duration::from_secs(10)).is_ok());
             Ok(())
         }
+    }
+
+    /// A queue of a size that cannot be.
+    struct Odd;
+
+    impl VirtioDevice for Odd {
+        fn device_type(&self) -> u32 {
+            43
+        }
+
+        fn queue_sizes(&self) -> &[u16] {
+            &[3]
+        }
+
+        fn run(&mut self, _session: &mut Session) -> Result<(), DeviceError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_is_named() {
+        let good = || Box::new(Rng::new().unwrap());
+        let devices: Vec<Box<dyn VirtioDevice>> = vec![good(), good(), Box::new(Odd), good()];
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 4096)]).unwrap();
+        let (lines, own) = (Interrupts::new(true), OwnLines::default());
+        let error = place(devices, &memory, &lines, &own).unwrap_err();
+        let expected = "cannot put the virtio device with index 2, of type 43, on its transport";
+        assert_eq!(error.to_string(), expected);
+        let cause = std::error::Error::source(&error).unwrap().to_string();
+        assert!(cause.contains("has a size of 3"), "{cause}");
     }
 
     #[test]

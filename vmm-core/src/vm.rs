@@ -106,8 +106,7 @@ fn spawn(
         .spawn(move || match placed.enter(Role::Vcpu(index), &own_name) {
             Ok(()) => vcpu::run_caught(index, &machine, &control),
             Err(error) => {
-                let errno = error.raw_os_error().unwrap_or_default();
-                control.end(Err(RunError::Placement { vcpu: index, errno }));
+                control.end(Err(RunError::Placement { vcpu: index, source: error.into() }));
             }
         })
         .map_err(|source| StartError::Thread { name, source })

@@ -154,6 +154,18 @@ fn a_shared_region_can_be_read_by_two_guests_and_written_by_none() {
 
 #[test]
 #[ignore = "needs /dev/kvm"]
+fn a_shared_region_that_cannot_be_read_is_named() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(MIB).unwrap();
+    let to_write = File::options().write(true).open(file.path()).unwrap();
+    let region = SharedRegion::fd(to_write.into()).unwrap();
+    let error = refused(guest("").shared_region(8 * GIB, region));
+    assert!(matches!(error, MemoryError::MapShared { start, .. } if start == 8 * GIB), "{error}");
+    assert_eq!(error.to_string(), "cannot map the shared region of 1 MiB at 0x200000000");
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
 fn a_shared_region_that_is_cut_ends_its_guest_only() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(MIB).unwrap();

@@ -4,7 +4,8 @@
 
 mod common;
 
-use sparkler::virtio::block::Disk;
+use sparkler::virtio::VirtioDevice;
+use sparkler::virtio::block::{Block, Disk};
 use sparkler::virtio::rng::Rng;
 use sparkler::{Outcome, VmBuilder};
 use sparkler_guest::exit_code;
@@ -19,6 +20,16 @@ fn the_entropy_device_gives_entropy_however_it_is_waited_for() {
         let text = succeed(guest(&format!("quiet test=rng {way}")).device(Rng::new().unwrap()));
         assert_eq!(number(&text, "rng_devices"), 1);
     }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn devices_of_different_types_come_from_one_list() {
+    let file = file(1 << 20);
+    let disk = Block::new(Disk::open(file.path()).unwrap());
+    let list: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new().unwrap()), Box::new(disk)];
+    let text = succeed(list.into_iter().fold(guest("quiet test=virtio"), VmBuilder::device));
+    assert_eq!(number(&text, "virtio_devices"), 2, "{text}");
 }
 
 #[test]

@@ -163,6 +163,34 @@ pub trait VirtioDevice: Send + 'static {
     fn run(&mut self, session: &mut Session) -> Result<(), DeviceError>;
 }
 
+/// So that devices of different types can be kept together until a machine gets them.
+impl<T: VirtioDevice + ?Sized> VirtioDevice for Box<T> {
+    fn device_type(&self) -> u32 {
+        (**self).device_type()
+    }
+    fn features(&self) -> u64 {
+        (**self).features()
+    }
+    fn queue_sizes(&self) -> &[u16] {
+        (**self).queue_sizes()
+    }
+    fn kicks(&self) -> u16 {
+        (**self).kicks()
+    }
+    fn check(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        (**self).check()
+    }
+    fn config(&self) -> Arc<dyn ConfigSpace> {
+        (**self).config()
+    }
+    fn counters(&self) -> Arc<dyn Counters> {
+        (**self).counters()
+    }
+    fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {
+        (**self).run(session)
+    }
+}
+
 /// Why a device cannot go on without a reset.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

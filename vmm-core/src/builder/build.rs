@@ -41,8 +41,7 @@ impl VmBuilder {
         let space = GuestSpace { memory, shared: SharedRegions::map(shared)?, ranges };
         let lines = Lines::new(self.blueprint.acpi, &self.own_lines).map_err(KvmError::EventFd)?;
         let slots =
-            virtio_slots::place(devices, &space.memory, &lines.controllers, &self.own_lines)
-                .map_err(BuildError::VirtioDevice)?;
+            virtio_slots::place(devices, &space.memory, &lines.controllers, &self.own_lines)?;
         recorder.record(Milestone::MemoryMapped);
         let record = |milestone| recorder.record(milestone);
         let hardware = self.blueprint.boot(&space, &slots, &lines, record, &|| false)?;

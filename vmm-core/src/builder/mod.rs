@@ -19,8 +19,9 @@ use crate::{Console, InterruptLine, MemoryBacking, MemorySize, Placement, Shared
 
 /// Says what a machine shall be; [`build`](Self::build) makes it.
 ///
-/// Setters never fail and may be called in any order; the last call of each counts. Defaults: one vCPU,
-/// 256 MiB, ACPI on, empty command line, no console. Only the kernel must be given.
+/// Setters never fail and may be called in any order. Of those that set one thing the last call counts;
+/// those that add something (devices, disks, cards, regions, interrupt lines) add one more each time.
+/// Defaults: one vCPU, 256 MiB, ACPI on, empty command line, no console. Only the kernel must be given.
 #[derive(Debug)]
 #[must_use = "a builder does nothing until build() is called"]
 pub struct VmBuilder {
@@ -155,7 +156,8 @@ impl VmBuilder {
         self
     }
 
-    /// Adds a virtio device: one of [`virtio`](crate::virtio), or one of your own. The guest finds the
+    /// Adds a virtio device: one of [`virtio`](crate::virtio), or one of your own; a `Box<dyn VirtioDevice>`
+    /// is one too. The guest finds the
     /// devices in the order in which they were added; the first disk is `/dev/vda`.
     pub fn device(mut self, device: impl VirtioDevice) -> Self {
         self.devices.0.push(Box::new(device));

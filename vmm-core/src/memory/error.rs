@@ -18,6 +18,16 @@ pub enum MemoryError {
         /// The reason.
         source: io::Error,
     },
+    /// A shared region cannot be mapped: its file was not opened for reading, or a limit of the host.
+    #[error("cannot map the shared region of {size} at {start:#x}")]
+    MapShared {
+        /// Its first address in the guest.
+        start: u64,
+        /// Its size.
+        size: MemorySize,
+        /// The reason.
+        source: io::Error,
+    },
     /// The pool of huge pages is too small.
     #[error(
         "guest memory needs {needed} huge pages of {size} and {free} are free: make room with \

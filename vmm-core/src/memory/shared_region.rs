@@ -91,7 +91,8 @@ impl SharedRegions {
     ) -> Result<Self, MemoryError> {
         let map = |(start, region): (u64, SharedRegion)| {
             let size = region.size();
-            region.map(start).map_err(|source| MemoryError::Map { size, source })
+            let error = |source| MemoryError::MapShared { start, size, source };
+            region.map(start).map_err(error)
         };
         regions.into_iter().map(map).collect::<Result<_, _>>().map(Self)
     }

@@ -24,10 +24,7 @@ pub(crate) fn run_caught(index: u8, machine: &Machine, control: &Control) {
 }
 
 fn run(index: u8, machine: &Machine, control: &Control) {
-    let signals = |error: io::Error| RunError::Signals {
-        vcpu: index,
-        errno: error.raw_os_error().unwrap_or_default(),
-    };
+    let signals = |error: io::Error| RunError::Signals { vcpu: index, source: error.into() };
     let _thread = match control.enter_vcpu_thread(index) {
         Ok(thread) => thread,
         Err(error) => {

@@ -83,6 +83,9 @@ impl UserNet {
     fn start_program(&self, program: &OsStr) -> Result<Net, UserNetError> {
         // passt itself does not complain as long as one of the address families is left.
         for port in &self.published {
+            if port.host == 0 || port.guest == 0 {
+                return Err(UserNetError::NoPort { publish: *port });
+            }
             let address = port.address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
             TcpListener::bind((address, port.host))
                 .map_err(|source| UserNetError::Port { port: port.host, source })?;
@@ -112,7 +115,7 @@ impl UserNet {
 
 /// A port of this host whose TCP connections go to a port of the guest.
 ///
-/// As text it is `HOST:GUEST`, or `ADDRESS/HOST:GUEST`.
+/// As text it is `HOST:GUEST`, or `ADDRESS/HOST:GUEST`. Ports go from 1 to 65535.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Publish {
     address: Option<IpAddr>,
@@ -181,6 +184,12 @@ pub enum UserNetError {
     /// It is not on the `PATH`.
     #[error("passt is not installed; it is in the package passt of Debian, Fedora and others")]
     NotInstalled,
+    /// What is to be published has port 0, which is none.
+    #[error("{publish} cannot be published: ports go from 1 to 65535")]
+    NoPort {
+        /// What was to be published.
+        publish: Publish,
+    },
     /// A published port is not free, or not for this user.
     #[error("port {port} of this host cannot be published")]
     Port {
@@ -254,6 +263,15 @@ mod tests {
         };
         assert!(!told(Net::user()).contains("--no-map-gw"));
         assert!(told(Net::user().host_loopback(false)).contains(" --no-map-gw"));
+    }
+
+    #[test]
+    fn port_zero_is_refused() {
+        for ports in [(0, 80), (8080, 0)] {
+            let error = Net::user().publish(ports).start_program("true".as_ref()).unwrap_err();
+            let UserNetError::NoPort { publish } = error else { panic!("{error}") };
+            assert_eq!(publish, ports.into());
+        }
     }
 
     #[test]

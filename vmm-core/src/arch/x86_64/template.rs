@@ -36,7 +36,9 @@ impl fmt::Display for CpuTemplate {
 
 /// The template is not for this host's processor.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-#[error("the CPU template {template} is not possible on a processor of {vendor:?}")]
+#[error(
+    "the CPU template {template} is not possible on a processor of {vendor:?}: take the template host"
+)]
 #[non_exhaustive]
 pub struct CpuTemplateError {
     /// The template.
