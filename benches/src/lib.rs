@@ -2,7 +2,9 @@
 
 pub mod counters;
 pub mod floor;
+pub mod jobs;
 mod large_kernel;
+pub mod linux_machine;
 pub mod samples;
 pub mod turns;
 

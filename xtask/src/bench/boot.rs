@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::machine_files::MachineFiles;
 use super::peers::Peers;
+use super::with;
 use crate::cargo::{self, LAB_TARGET, Workspace};
 use crate::host::Kvm;
 use crate::lab::{Binary, Ended, Guest, Io, Lab, Run, Shared, Timers};
@@ -198,10 +199,4 @@ impl Bench {
         let status = status.with_context(|| format!("cannot run {}", step::describe(&report)))?;
         Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
-}
-
-fn with(option: &str, path: &Path) -> OsString {
-    let mut text = OsString::from(option);
-    text.push(path);
-    text
 }

@@ -8,6 +8,8 @@ mod peers;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 #[derive(Args)]
@@ -34,4 +36,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         Some(What::Disk(options)) => linux::disk(options),
         Some(What::Net(options)) => linux::net(options),
     }
+}
+
+/// An option whose value is a path.
+fn with(option: &str, path: &Path) -> OsString {
+    let mut text = OsString::from(option);
+    text.push(path);
+    text
 }

@@ -1,12 +1,10 @@
 //! The jobs in the guest, and what it says of them.
 
-use std::io::{self, BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
+use std::process::Command;
 use std::time::Duration;
 
 use sparkler_benches::counters::{Counters, Source};
+use sparkler_benches::jobs::Jobs;
 
 use crate::Result;
 
@@ -37,15 +35,8 @@ impl Row {
     }
 }
 
-/// What was measured of one job in one run. All but the first two are for one request.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Figures {
-    pub(crate) per_second: f64,
-    pub(crate) megabytes_per_second: f64,
-    pub(crate) exits: f64,
-    pub(crate) interrupts: f64,
-    pub(crate) cpu_microseconds: f64,
-}
+/// What was measured of one job in one run: IOPS or MB/s, and the others for one request.
+pub(crate) type Figures = [(&'static str, f64); 4];
 
 /// The script that does the jobs of `rows`, one after another, on `/dev/vdb`. The counters on this side
 /// are read at "begin" and "end"; nothing is printed between them.
@@ -77,66 +68,18 @@ job() {
     script
 }
 
-/// What the jobs of one machine gave, in order; fewer than all if the machine stood still.
-pub(crate) type Measured = Vec<Figures>;
-
-/// Runs the jobs in a machine, with its console on standard output. Ends a machine of which nothing is
-/// heard for so long that it must have lost an interrupt.
-pub(crate) fn run(mut monitor: Command, rows: &[&Row], patience: Duration) -> Result<Measured> {
-    let source = Source::before_start()?;
-    let name = monitor.get_program().display().to_string();
-    let child = monitor.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-    let mut child = child.map_err(|error| format!("{name}: {error}"))?;
-    let source = source.started(child.id());
-    let measured = follow(&mut child, &source, rows, patience);
-    // It may have ended by itself.
-    child.kill()?;
-    child.wait()?;
-    measured.map_err(|error| format!("{name}: {error}").into())
-}
-
-fn follow(
-    child: &mut Child,
-    source: &Source,
-    rows: &[&Row],
-    patience: Duration,
-) -> Result<Measured> {
-    let console = child.stdout.take().ok_or("no console")?;
-    let (sender, lines) = channel();
-    thread::spawn(move || {
-        BufReader::new(console).lines().map_while(io::Result::ok).try_for_each(|it| sender.send(it))
-    });
-    let (mut begin, mut end) = (Counters::default(), Counters::default());
-    let mut rest = rows.iter();
-    let (mut measured, mut said) = (Vec::new(), String::new());
-    // Not until it ends: a machine that reboots by its firmware begins anew.
-    while measured.len() < rows.len() {
-        let line = match lines.recv_timeout(patience) {
-            Ok(line) => line,
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) if measured.is_empty() => {
-                return Err(format!("the guest stood still; it said:{said}").into());
-            }
-            Err(RecvTimeoutError::Timeout) => return Ok(measured),
-        };
-        match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
-            ("begin", _) => begin = source.read()?,
-            ("end", _) => end = source.read()?,
-            ("result", result) => {
-                let row = rest.next().ok_or("more results than jobs")?;
-                measured.push(figures(row, begin, end, result)?);
-            }
-            _ => said += &format!("\n  {line}"),
-        }
-    }
-    match rest.next() {
-        None => Ok(measured),
-        Some(row) => Err(format!("no result of {:?}; the guest said:{said}", row.name).into()),
-    }
+/// Runs the jobs in a machine: what each gave, in order; not all if the machine stood still.
+pub(crate) fn run(monitor: Command, rows: &[&Row], patience: Duration) -> Result<Vec<Figures>> {
+    let names: Vec<_> = rows.iter().map(|row| row.name).collect();
+    let jobs = Jobs { names: &names, patience };
+    let figures = |job: usize, counters, result: &str| {
+        figures(rows.get(job).ok_or("more results than jobs")?, counters, result)
+    };
+    jobs.run(monitor, |_| Ok(()), Source::read, figures)
 }
 
 /// `result` is the number of interrupts, then what fio says with `--minimal` (its terse version 3).
-fn figures(row: &Row, begin: Counters, end: Counters, result: &str) -> Result<Figures> {
+fn figures(row: &Row, [begin, end]: [Counters; 2], result: &str) -> Result<Figures> {
     let (interrupts, terse) = result.split_once(' ').ok_or("a result without fio's")?;
     let fields: Vec<&str> = terse.split(';').collect();
     let number = |index: usize| -> Result<f64> {
@@ -148,11 +91,14 @@ fn figures(row: &Row, begin: Counters, end: Counters, result: &str) -> Result<Fi
     let requests = number(first)? / f64::from(row.block_kib);
     let each = |total: f64| total / requests.max(1.0);
     let exits = u32::try_from(end.exits - begin.exits)?;
-    Ok(Figures {
-        per_second: number(first + 2)?,
-        megabytes_per_second: number(first + 1)? * 1024.0 / 1e6,
-        exits: each(exits.into()),
-        interrupts: each(interrupts.parse()?),
-        cpu_microseconds: each(end.cpu_microseconds - begin.cpu_microseconds),
-    })
+    let result = match row.unit() {
+        "IOPS" => number(first + 2)?,
+        _ => number(first + 1)? * 1024.0 / 1e6,
+    };
+    Ok([
+        ("result", result),
+        ("exits", each(exits.into())),
+        ("interrupts", each(interrupts.parse()?)),
+        ("cpu", each(end.cpu_microseconds - begin.cpu_microseconds)),
+    ])
 }

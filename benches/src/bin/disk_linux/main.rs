@@ -21,9 +21,10 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use guest::{Figures, ROWS, Row};
-use monitors::{Files, Monitor};
-use sparkler_benches::turns::{Measured, Turns, median, range};
+use guest::{ROWS, Row};
+use monitors::Monitor;
+use sparkler_benches::linux_machine::LinuxMachine;
+use sparkler_benches::turns::{Measured, Turns};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -33,27 +34,23 @@ const SIZE: usize = 256 << 20;
 fn main() -> Result<()> {
     let turns = Turns::of_command_line(4)?;
     let rows = turns.rows(&ROWS, Row::name)?;
+    if let Some(measured) = turns.others()? {
+        print_table(&turns, &rows, &measured);
+        return Ok(());
+    }
     let monitors = turns.monitors(&Monitor::all())?;
-    let (runs, seconds) = (turns.runs, turns.seconds);
     let folder = tempfile::tempdir()?;
     let image = tempfile::Builder::new().prefix("disk-").tempfile_in("/dev/shm")?;
     fill(image.path())?;
     let job = folder.path().join("job");
-    let files = Files::new(folder.path(), image.path(), &job)?;
-
-    let patience = Duration::from_secs(60 + 2 * u64::from(seconds));
-    let figures = turns.take(&monitors, &rows, Row::name, |monitor, rows| {
-        fs::write(&job, guest::script(rows, seconds))?;
-        guest::run(monitor.command(&files)?, rows, patience)
+    let machine = LinuxMachine::new(folder.path(), &job, "")?;
+    let patience = Duration::from_secs(60 + 2 * u64::from(turns.seconds));
+    let measured = turns.take(&monitors, &rows, Row::name, |monitor, rows| {
+        fs::write(&job, guest::script(rows, turns.seconds))?;
+        guest::run(monitor.command(&machine, image.path())?, rows, patience)
     });
-    println!("stock Linux, 1 vCPU, 512 MiB, image on tmpfs, fio direct libaio {seconds} s;");
-    println!("medians of {runs} runs (least to greatest), the monitors taking turns\n");
-    println!(
-        "{:22} {:24} {:>9} {:17} {:>6} {:>8} {:>10} {:>8}",
-        "", "", "", "", "ratio", "exits", "interrupts", "CPU µs"
-    );
-    for row in &rows {
-        print_row(row, &monitors, &figures);
+    if !turns.write(&measured)? {
+        print_table(&turns, &rows, &measured);
     }
     Ok(())
 }
@@ -68,24 +65,32 @@ fn fill(image: &Path) -> Result<()> {
     Ok(())
 }
 
-fn print_row(row: &Row, monitors: &[Monitor], figures: &Measured<Monitor, Figures>) {
+fn print_table(turns: &Turns, rows: &[&Row], measured: &Measured) {
+    let Turns { runs, seconds, .. } = turns;
+    println!("stock Linux, 1 vCPU, 512 MiB, image on tmpfs, fio direct libaio {seconds} s;");
+    println!("medians of {runs} runs (least to greatest), the monitors taking turns\n");
+    println!(
+        "{:22} {:24} {:>9} {:17} {:>6} {:>8} {:>10} {:>8}",
+        "", "", "", "", "ratio", "exits", "interrupts", "CPU µs"
+    );
+    rows.iter().for_each(|row| print_row(row, measured));
+}
+
+fn print_row(row: &Row, measured: &Measured) {
     let mut first = None;
-    for monitor in monitors {
-        let Some(runs) = figures.get(&(row.name(), *monitor)) else { continue };
-        let of = |value: fn(&Figures) -> f64| median(runs, value);
-        let value: fn(&Figures) -> f64 = match row.unit() {
-            "IOPS" => |run| run.per_second,
-            _ => |run| run.megabytes_per_second,
-        };
-        let (result, (low, high)) = (of(value), range(runs, value));
+    for monitor in Monitor::ALL {
+        let of = |metric| measured.of(row.name(), &monitor.to_string(), metric);
+        let median = |metric| of(metric).map_or(f64::NAN, |values| values.median());
+        let Some(results) = of("result") else { continue };
+        let (result, (low, high)) = (results.median(), results.range());
         let range = format!("({low:.0} to {high:.0})");
         let name = if first.is_none() { row.name() } else { "" };
         let ratio = *first.get_or_insert(result) / result;
         println!(
             "{name:22} {monitor:24} {result:9.0} {range:17} {ratio:6.2} {:8.2} {:10.2} {:8.1}  {}",
-            of(|run| run.exits),
-            of(|run| run.interrupts),
-            of(|run| run.cpu_microseconds),
+            median("exits"),
+            median("interrupts"),
+            median("cpu"),
             row.unit(),
         );
     }

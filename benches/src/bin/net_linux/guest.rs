@@ -1,13 +1,12 @@
 //! The jobs in the guest, and what it says of them.
 
 use std::fs;
-use std::io::{self, BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::process::{Child, Command};
 use std::thread;
 use std::time::Duration;
 
 use sparkler_benches::counters::Source;
+use sparkler_benches::jobs::Jobs;
 
 use crate::{HOST, Result, TAP, set_up_tap};
 
@@ -65,13 +64,7 @@ impl Row {
 }
 
 /// What was measured of one job in one run.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Figures {
-    pub(crate) result: f64,
-    pub(crate) exits: f64,
-    pub(crate) interrupts: f64,
-    pub(crate) cpu: f64,
-}
+pub(crate) type Figures = [(&'static str, f64); 4];
 
 /// The script that does these jobs, one after another. The counters on this side are read at "begin" and
 /// "end"; nothing is printed between them.
@@ -139,28 +132,23 @@ echoes() {{
     script
 }
 
-/// What the jobs of one machine gave, in order; fewer than all if the machine stood still.
-pub(crate) type Measured = Vec<Figures>;
-
-/// Runs the jobs in a machine, with its console on standard output. Ends a machine of which nothing is
-/// heard for so long that it must have lost an interrupt.
+/// Runs the jobs in a machine: what each gave, in order; not all if the machine stood still.
 pub(crate) fn run(
-    mut monitor: Command,
+    monitor: Command,
     rows: &[&Row],
     patience: Duration,
     seconds: u32,
-) -> Result<Measured> {
-    let source = Source::before_start()?;
-    let name = monitor.get_program().display().to_string();
-    let child = monitor.stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
-    let mut child = child.map_err(|error| format!("{name}: {error}"))?;
-    let source = source.started(child.id());
-    let measured = tap_of(&mut child);
-    let measured = measured.and_then(|()| follow(&mut child, &source, rows, patience, seconds));
-    // It may have ended by itself.
-    child.kill()?;
-    child.wait()?;
-    measured.map_err(|error| format!("{name}: {error}").into())
+) -> Result<Vec<Figures>> {
+    let names: Vec<_> = rows.iter().map(|row| row.name).collect();
+    let jobs = Jobs { names: &names, patience };
+    jobs.run(monitor, tap_of, Counts::read, |job, counts, result| {
+        let [number, interrupts, result] = numbers(result)?;
+        let row = rows.get(job).ok_or("more results than jobs")?;
+        if number != job as f64 {
+            return Err(format!("the result of job {number}, not of {:?}", row.name).into());
+        }
+        Ok(figures(row, result, interrupts, counts, seconds))
+    })
 }
 
 /// Waits until the monitor has made its tap, and sets that up.
@@ -176,55 +164,6 @@ fn tap_of(monitor: &mut Child) -> Result<()> {
     set_up_tap()
 }
 
-fn follow(
-    child: &mut Child,
-    source: &Source,
-    rows: &[&Row],
-    patience: Duration,
-    seconds: u32,
-) -> Result<Measured> {
-    let console = child.stdout.take().ok_or("no console")?;
-    let (sender, lines) = channel();
-    thread::spawn(move || {
-        BufReader::new(console).lines().map_while(io::Result::ok).try_for_each(|it| sender.send(it))
-    });
-    let (mut begin, mut end) = (Counts::default(), Counts::default());
-    let count = rows.len();
-    let mut rows = rows.iter();
-    let (mut measured, mut said) = (Vec::new(), String::new());
-    loop {
-        let line = match lines.recv_timeout(patience) {
-            Ok(line) => line,
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) if measured.is_empty() => {
-                return Err(format!("the guest stood still; it said:{said}").into());
-            }
-            Err(RecvTimeoutError::Timeout) => return Ok(measured),
-        };
-        match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
-            ("begin", _) => begin = Counts::read(source)?,
-            ("end", _) => end = Counts::read(source)?,
-            ("result", result) => {
-                let row = rows.next().ok_or("more results than jobs")?;
-                let [number, interrupts, result] = numbers(result)?;
-                if number != measured.len() as f64 {
-                    return Err(format!("the result of job {number}, not of {:?}", row.name).into());
-                }
-                measured.push(figures(row, result, interrupts, end.since(begin), seconds));
-                // What the machine does afterwards, a monitor's way of a reboot, is of no interest.
-                if measured.len() == count {
-                    return Ok(measured);
-                }
-            }
-            _ => said += &format!("\n  {line}"),
-        }
-    }
-    match rows.next() {
-        None => Ok(measured),
-        Some(row) => Err(format!("no result of {:?}; the guest said:{said}", row.name).into()),
-    }
-}
-
 fn numbers(words: &str) -> Result<[f64; 3]> {
     let numbers = words.split_whitespace().map(str::parse).collect::<std::result::Result<_, _>>();
     let numbers: Option<Vec<f64>> = numbers.ok();
@@ -234,7 +173,7 @@ fn numbers(words: &str) -> Result<[f64; 3]> {
 }
 
 /// What is counted on this side.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Counts {
     exits: u64,
     busy: f64,
@@ -244,13 +183,15 @@ impl Counts {
     fn read(source: &Source) -> Result<Self> {
         Ok(Self { exits: source.read()?.exits, busy: busy_microseconds()? })
     }
-
-    fn since(self, earlier: Self) -> Self {
-        Self { exits: self.exits.saturating_sub(earlier.exits), busy: self.busy - earlier.busy }
-    }
 }
 
-fn figures(row: &Row, result: f64, interrupts: f64, counts: Counts, seconds: u32) -> Figures {
+fn figures(
+    row: &Row,
+    result: f64,
+    interrupts: f64,
+    [begin, end]: [Counts; 2],
+    seconds: u32,
+) -> Figures {
     // With the second that iperf3 leaves out of its figures.
     let seconds = f64::from(seconds) + 1.0;
     let (amount, cpu) = match row.kind {
@@ -259,12 +200,12 @@ fn figures(row: &Row, result: f64, interrupts: f64, counts: Counts, seconds: u32
         Kind::Datagrams => (result * seconds, 1.0),
         Kind::Echoes => (ECHOES, 1.0),
     };
-    Figures {
-        result,
-        exits: counts.exits as f64 / amount,
-        interrupts: interrupts / amount,
-        cpu: counts.busy * cpu / amount,
-    }
+    [
+        ("result", result),
+        ("exits", end.exits.saturating_sub(begin.exits) as f64 / amount),
+        ("interrupts", interrupts / amount),
+        ("cpu", (end.busy - begin.busy) * cpu / amount),
+    ]
 }
 
 /// For how long the processors of this host have worked, since it booted.

@@ -21,9 +21,10 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use guest::{Figures, ROWS, Row};
-use monitors::{Files, Monitor};
-use sparkler_benches::turns::{Measured, Turns, median, range};
+use guest::{ROWS, Row};
+use monitors::Monitor;
+use sparkler_benches::linux_machine::LinuxMachine;
+use sparkler_benches::turns::{Measured, Turns};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -34,39 +35,47 @@ const GUEST: &str = "10.0.0.2";
 fn main() -> Result<()> {
     let turns = Turns::of_command_line(3)?;
     let rows = turns.rows(&ROWS, Row::name)?;
+    if let Some(measured) = turns.others()? {
+        print_table(&turns, &rows, &measured);
+        return Ok(());
+    }
     let monitors = turns.monitors(&Monitor::all())?;
-    let (runs, seconds) = (turns.runs, turns.seconds);
     enter_namespace()?;
     let folder = tempfile::tempdir()?;
     let job = folder.path().join("job");
-    let files = Files::new(folder.path(), &job)?;
-
-    let patience = Duration::from_secs(60 + 4 * u64::from(seconds));
-    let figures = turns.take(&monitors, &rows, Row::name, |monitor, rows| {
-        fs::write(&job, guest::script(rows, seconds))?;
+    let cmdline = format!(" ip={GUEST}::{HOST}:255.255.255.0::eth0:off");
+    let machine = LinuxMachine::new(folder.path(), &job, &cmdline)?;
+    let patience = Duration::from_secs(60 + 4 * u64::from(turns.seconds));
+    let measured = turns.take(&monitors, &rows, Row::name, |monitor, rows| {
+        fs::write(&job, guest::script(rows, turns.seconds))?;
         // A server whose client was killed waits for it for ever: each machine has a new one.
         let _server = Server::start()?;
-        guest::run(monitor.command(&files)?, rows, patience, seconds)
+        guest::run(monitor.command(&machine)?, rows, patience, turns.seconds)
     });
+    if !turns.write(&measured)? {
+        print_table(&turns, &rows, &measured);
+    }
+    Ok(())
+}
+
+fn print_table(turns: &Turns, rows: &[&Row], measured: &Measured) {
+    let Turns { runs, seconds, .. } = turns;
     println!("stock Linux, 1 vCPU, 512 MiB, tap, {seconds} s for each figure;");
     println!("medians of {runs} runs (least to greatest), the monitors taking turns\n");
     println!(
         "{:14} {:20} {:>8} {:17} {:18} {:>6} {:>8} {:>10} {:>8}",
         "", "", "", "", "", "ratio", "exits", "interrupts", "CPU"
     );
-    for row in &rows {
-        print_row(row, &monitors, &figures);
-    }
-    Ok(())
+    rows.iter().for_each(|row| print_row(row, measured));
 }
 
-fn print_row(row: &Row, monitors: &[Monitor], figures: &Measured<Monitor, Figures>) {
+fn print_row(row: &Row, measured: &Measured) {
     let mut first = None;
-    for monitor in monitors {
-        let Some(runs) = figures.get(&(row.name(), *monitor)) else { continue };
-        let of = |value: fn(&Figures) -> f64| median(runs, value);
-        let value = |run: &Figures| run.result;
-        let (result, (low, high)) = (of(value), range(runs, value));
+    for monitor in Monitor::ALL {
+        let of = |metric| measured.of(row.name(), &monitor.to_string(), metric);
+        let median = |metric| of(metric).map_or(f64::NAN, |values| values.median());
+        let Some(results) = of("result") else { continue };
+        let (result, (low, high)) = (results.median(), results.range());
         let range = format!("({low:.0} to {high:.0})");
         let name = if first.is_none() { row.name() } else { "" };
         // More is better, but for a time.
@@ -75,9 +84,9 @@ fn print_row(row: &Row, monitors: &[Monitor], figures: &Measured<Monitor, Figure
         println!(
             "{name:14} {monitor:20} {result:8.0} {range:17} {:18} {ratio:6.2} {:8.2} {:10.2} {:8.2} {}",
             row.unit(),
-            of(|run| run.exits),
-            of(|run| run.interrupts),
-            of(|run| run.cpu),
+            median("exits"),
+            median("interrupts"),
+            median("cpu"),
             row.cpu_unit(),
         );
     }
