@@ -1,10 +1,9 @@
-//! When to interrupt a driver that has more requests under way, be it of a disk or frames to be sent, and
-//! when to ask for its notifications again.
+//! When to interrupt a driver that has more requests under way.
 //!
 //! Where a guest is slow to offer requests, as under nested or emulated virtualization, a device that
-//! answers each at once never sees two together: every request costs the guest a notification and an
-//! interrupt, and these keep it from offering the next. So, if the guest goes on offering, both wait for
-//! a while. The used ring is written at once all the same.
+//! answers each at once never sees two together: every request costs the guest an interrupt, and the
+//! interrupt keeps it from offering the next. So, if the guest goes on offering, its interrupt waits
+//! for a while. The used ring is written at once all the same.
 
 use std::mem;
 use std::time::{Duration, Instant};
@@ -12,6 +11,8 @@ use std::time::{Duration, Instant};
 /// Requests that follow each other sooner than this come together by themselves; and no thread sleeps for
 /// a shorter time than this, as it is the slack of Linux's timers.
 const SHORTEST_GAP: Duration = Duration::from_micros(50);
+/// The longest wait for one more request.
+const LONGEST_WAIT: Duration = Duration::from_millis(1);
 /// How late the oldest answer may be.
 const LONGEST_HOLD: Duration = Duration::from_millis(5);
 /// The most answers for one interrupt; no more are needed for it not to matter.
@@ -29,8 +30,6 @@ const PAUSES: (u32, u32) = (8, 1024);
 /// trial after more and more of them.
 #[derive(Debug)]
 pub(super) struct Coalescing {
-    /// For one more request.
-    longest_wait: Duration,
     /// From one request to the next, on average, while answers are held.
     gap: Duration,
     /// The same while none are.
@@ -52,11 +51,8 @@ pub(super) struct Coalescing {
 }
 
 impl Coalescing {
-    /// For a driver that may have to wait so long for an answer, or for a look at a new request, when
-    /// requests come slowly.
-    pub(super) fn new(longest_wait: Duration) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            longest_wait,
             gap: Duration::ZERO,
             gap_without: Duration::ZERO,
             last_request: None,
@@ -106,7 +102,7 @@ impl Coalescing {
         }
         if came {
             // Twice the average, as some come later.
-            self.until = now.checked_add(self.gap.saturating_mul(2).min(self.longest_wait));
+            self.until = now.checked_add(self.gap.saturating_mul(2).min(LONGEST_WAIT));
         }
         let wait = self.until?.saturating_duration_since(now);
         self.quiet = wait.is_zero();
@@ -169,7 +165,6 @@ fn mean(average: Duration, value: Duration, count: u32) -> Duration {
 mod tests {
     use super::*;
 
-    const LONGEST_WAIT: Duration = Duration::from_millis(1);
     const MICROSECOND: Duration = Duration::from_micros(1);
 
     /// Takes `gap` for a request, and as much for an interrupt.
@@ -193,7 +188,7 @@ mod tests {
     /// A device that answers at once. Time passes only as driver and device say.
     fn run(requests: u32, driver: &Driver) -> Run {
         let &Driver { depth, gap, looks } = driver;
-        let mut it = Coalescing::new(LONGEST_WAIT);
+        let mut it = Coalescing::new();
         let begin = Instant::now();
         let mut now = begin;
         let mut run = Run { interrupts: 0, in_vain: 0, held: Duration::ZERO, time: Duration::ZERO };
@@ -235,7 +230,7 @@ mod tests {
 
     #[test]
     fn a_lone_request_is_answered_at_once() {
-        let mut it = Coalescing::new(LONGEST_WAIT);
+        let mut it = Coalescing::new();
         let now = Instant::now();
         it.answered();
         it.looked(1, now);
@@ -245,8 +240,7 @@ mod tests {
 
     #[test]
     fn without_an_answer_there_is_nothing_to_hold() {
-        let mut it =
-            Coalescing { limit: 8, gap: 100 * MICROSECOND, ..Coalescing::new(LONGEST_WAIT) };
+        let mut it = Coalescing { limit: 8, gap: 100 * MICROSECOND, ..Coalescing::new() };
         let now = Instant::now();
         it.looked(1, now);
         assert_eq!(it.wait(true, now), None);
@@ -289,8 +283,7 @@ mod tests {
 
     #[test]
     fn the_oldest_answer_limits_the_wait() {
-        let mut it =
-            Coalescing { limit: 32, gap: 200 * MICROSECOND, ..Coalescing::new(LONGEST_WAIT) };
+        let mut it = Coalescing { limit: 32, gap: 200 * MICROSECOND, ..Coalescing::new() };
         let begin = Instant::now();
         it.answered();
         it.looked(1, begin);
@@ -306,8 +299,7 @@ mod tests {
 
     #[test]
     fn a_wait_that_is_cut_short_goes_on() {
-        let mut it =
-            Coalescing { limit: 4, gap: 100 * MICROSECOND, ..Coalescing::new(LONGEST_WAIT) };
+        let mut it = Coalescing { limit: 4, gap: 100 * MICROSECOND, ..Coalescing::new() };
         let now = Instant::now();
         it.answered();
         it.looked(1, now);
@@ -321,7 +313,7 @@ mod tests {
 
     #[test]
     fn after_a_pause_of_the_driver_the_waits_are_still_short() {
-        let mut it = Coalescing { limit: 32, ..Coalescing::new(LONGEST_WAIT) };
+        let mut it = Coalescing { limit: 32, ..Coalescing::new() };
         let now = Instant::now();
         it.looked(1, now);
         let later = now + Duration::from_secs(3600);

@@ -16,8 +16,6 @@ use super::{Block, has};
 const MAX_IN_FLIGHT: u16 = 1024;
 /// How many requests start before the driver may hear of those that have ended.
 const BATCH: u32 = 32;
-/// The longest that an answer waits for the next one, where they come slowly.
-const LONGEST_WAIT: Duration = Duration::from_millis(1);
 
 /// Serves the disk until the session ends.
 pub(super) fn run(block: &mut Block, session: &mut Session) -> Result<(), DeviceError> {
@@ -33,7 +31,7 @@ pub(super) fn run(block: &mut Block, session: &mut Session) -> Result<(), Device
     let slots = queues.iter().fold(0u16, |sum, queue| sum.saturating_add(queue.size()));
     let requests = disk.requests(features, slots.min(MAX_IN_FLIGHT))?;
     let (turn, pushed, parked, state) = (0, 0, None, &*state);
-    let coalescing = Coalescing::new(LONGEST_WAIT);
+    let coalescing = Coalescing::new();
     let mut worker = Worker {
         session,
         queues,

@@ -30,6 +30,7 @@ mod error;
 mod filter;
 mod header;
 mod mac;
+mod mitigation;
 mod offloads;
 mod pair;
 mod rate_limit;

@@ -1,20 +1,18 @@
 //! Frames of the guest on their way to the backend.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::super::coalesce::Coalescing;
 use super::super::token_bucket::{Cost, Limiter};
 use super::super::{Chain, DeviceError, Queue, QueueError};
 use super::backend::{BackendError, Frame, MAX_FRAME_LEN, MIN_FRAME_LEN, NetBackend};
 use super::header::{FrameHeader, HEADER_LEN};
+use super::mitigation::Mitigation;
 use super::offloads::Offloads;
 use super::state::State;
 use super::stats::count;
 
 /// How many frames go before the driver hears of it, and other queues have their turn.
 const BATCH: u32 = 64;
-/// The longest that a frame waits for the next look at the queue, where frames come slowly.
-const LONGEST_WAIT: Duration = Duration::from_micros(250);
 
 /// One transmit queue.
 #[derive(Debug)]
@@ -32,9 +30,7 @@ pub(super) struct Transmit {
     unflushed: bool,
     /// Until then the rate limit lets nothing through.
     held_until: Option<Instant>,
-    coalescing: Coalescing,
-    /// Frames came since the driver was last to be asked for notifications.
-    came: bool,
+    mitigation: Mitigation,
     /// When to look at the queue without having been notified.
     look_at: Option<Instant>,
 }
@@ -68,8 +64,7 @@ impl Transmit {
             // Those of an earlier driver.
             unflushed: true,
             held_until,
-            coalescing: Coalescing::new(LONGEST_WAIT),
-            came: false,
+            mitigation: Mitigation::new(),
             look_at: None,
         }
     }
@@ -97,7 +92,7 @@ impl Transmit {
 
     /// Tells the driver what it was not told yet.
     pub(super) fn notify(&mut self) -> Result<(), QueueError> {
-        self.coalescing.told();
+        self.mitigation.told();
         self.queue.notify()
     }
 
@@ -105,17 +100,16 @@ impl Transmit {
         Ok(self.queue.disable_notifications()?)
     }
 
-    /// Asks for notifications if there is anything to be done with a frame. Whether there is one.
+    /// Asks for notifications if there is anything to be done with a frame, unless it is to be looked for.
+    /// Whether there is one.
     pub(super) fn more_came(&mut self) -> Result<bool, DeviceError> {
-        let came = std::mem::take(&mut self.came);
         self.look_at = None;
         if self.blocked || self.held_until.is_some() {
             return Ok(false);
         }
-        // Without notifications and interrupts the driver offers more sooner.
         let now = Instant::now();
-        if let Some(wait) = self.coalescing.wait(came, now) {
-            self.look_at = now.checked_add(wait);
+        if let Some(rest) = self.mitigation.rest(now) {
+            self.look_at = now.checked_add(rest);
             return Ok(false);
         }
         self.notify()?;
@@ -167,7 +161,6 @@ impl Transmit {
             }
             self.paused = false;
             self.queue.push(chain, 0)?;
-            self.coalescing.answered();
             ended = ended.saturating_add(1);
             moved = Moved::Some;
         }
@@ -181,12 +174,11 @@ impl Transmit {
         }
     }
 
-    /// So many frames were there. Tells the driver if it is to hear of them at once.
+    /// So many frames were there. Tells the driver if it is to hear of them now.
     fn looked(&mut self, frames: u32) -> Result<(), DeviceError> {
-        self.came |= frames > 0;
         let now = Instant::now();
-        self.coalescing.looked(frames, now);
-        if self.blocked || self.held_until.is_some() || self.coalescing.is_due(now) {
+        self.mitigation.looked(frames, now);
+        if self.blocked || self.held_until.is_some() || self.mitigation.rest(now).is_none() {
             self.notify()?;
         }
         Ok(())
