@@ -28,11 +28,10 @@ impl Jobs<'_> {
     /// what is to be done besides. `read` reads counters, and `figures` makes of them, from before and
     /// after, and of a result what was measured of the job of a number.
     ///
-    /// Of a guest that stands still, it is what it came to, in order.
+    /// Of a guest that stands still or breaks down, it is what it came to, in order.
     ///
     /// # Errors
-    /// If the guest stands still before its first result, or ends before its last; and what `started`,
-    /// `read` and `figures` say.
+    /// If it does so before its first result; and what `started`, `read` and `figures` say.
     pub fn run<C: Copy, F>(
         &self,
         mut monitor: Command,
@@ -71,13 +70,18 @@ impl Jobs<'_> {
         while let Some(name) = self.names.get(measured.len()) {
             let line = match lines.recv_timeout(self.patience) {
                 Ok(line) => line,
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(format!("no result of {name:?}; the guest said:{said}").into());
+                Err(error) => {
+                    let how = match error {
+                        RecvTimeoutError::Timeout => "stood still",
+                        RecvTimeoutError::Disconnected => "ended",
+                    };
+                    let what = format!("the guest {how} at {name:?}; it said:{said}");
+                    if measured.is_empty() {
+                        return Err(what.into());
+                    }
+                    println!("{what}");
+                    break;
                 }
-                Err(RecvTimeoutError::Timeout) if measured.is_empty() => {
-                    return Err(format!("the guest stood still; it said:{said}").into());
-                }
-                Err(RecvTimeoutError::Timeout) => break,
             };
             match line.trim().split_once(' ').unwrap_or((line.trim(), "")) {
                 ("begin", _) => begin = Some(read()?),

@@ -563,7 +563,7 @@ impl VirtioDevice for Changing {
     fn queue_sizes(&self) -> &[u16] {
         &[]
     }
-    fn config(&self) -> Arc<dyn sparkler_devices::virtio::ConfigSpace> {
+    fn config(&self) -> Arc<dyn ConfigSpace> {
         self.0.clone()
     }
     fn run(&mut self, session: &mut Session) -> Result<(), DeviceError> {

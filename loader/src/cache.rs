@@ -131,7 +131,10 @@ impl Kernel {
             return Err(error(CacheError::Changed));
         }
         temporary.finish().map_err(failed("write the unpacked kernel"))?;
-        let file = temporary.file.try_clone().map_err(failed("open the unpacked kernel"))?;
+        let file = temporary
+            .file
+            .try_clone()
+            .map_err(failed("duplicate the unpacked kernel's file descriptor"))?;
         let image = Image::own_file(self.image().name().clone(), file, payload.size());
         Elf::parse(&image).map_err(|source| self.bzimage_error(BzImageError::Elf(source)))?;
         temporary.keep(path).map_err(failed("move the unpacked kernel to its place"))?;

@@ -2,7 +2,7 @@
 
 use std::env;
 use std::path::Path;
-use std::process::{self, Command, ExitStatus};
+use std::process::{self, Command, ExitStatus, Stdio};
 
 use sparkler_loader::{BootConfig, Cmdline, Entry, Kernel, LoadError};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
@@ -63,7 +63,12 @@ pub(crate) fn with_small_files(
     let script = format!("{signal}; ulimit -c 0; ulimit -f 100; exec \"$@\"");
     let mut again = Command::new("sh");
     again.args(["-c", &script, "sh"]).arg(env::current_exe().unwrap());
-    again.args([test, "--exact", "--nocapture"]).env(FOLDER, folder).status().unwrap()
+    again.args([test, "--exact", "--nocapture"]).env(FOLDER, folder);
+    // A pipe: the limit would count for a file that all tests write to as well.
+    let output = again.stdin(Stdio::null()).output().unwrap();
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    eprint!("{}", String::from_utf8_lossy(&output.stderr));
+    output.status
 }
 
 #[derive(Clone)]
