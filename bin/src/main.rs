@@ -1,6 +1,6 @@
 //! `sparkler`: boot a Linux kernel in a microVM with one command line.
 //!
-//! Only this binary touches the process around the machine: terminal modes, signals, the panic hook.
+//! Only this binary touches the process around the machine: terminal modes, signals, the panic hook, the logger.
 
 mod affinity;
 mod args;
@@ -14,6 +14,7 @@ mod disk_format;
 mod ending;
 mod escape;
 mod keyboard;
+mod logger;
 mod memory;
 mod metrics;
 mod net;
@@ -32,6 +33,7 @@ use args::{Cli, Command};
 use clap::Parser;
 
 fn main() -> ExitCode {
+    logger::install();
     let result = match Cli::try_parse() {
         Ok(cli) => obey(&cli.command),
         Err(error) => Ok(args::explain(&error)),

@@ -5,6 +5,10 @@ use std::{
     io::{self, Write},
 };
 
+use rustix::{
+    stdio::stderr,
+    termios::{OutputModes, tcgetattr},
+};
 use serde_json::{Value, json};
 use sparkler::{Outcome, RunError, Stats, Timeline};
 
@@ -54,8 +58,11 @@ impl Failure {
 
 /// A line about the problem on standard error.
 pub(crate) fn complain(message: &str) {
+    // On a raw terminal a guest's line may have begun, and `\n` alone leads to no line's beginning.
+    let raw = tcgetattr(stderr()).is_ok_and(|now| !now.output_modes.contains(OutputModes::OPOST));
+    let (before, after) = if raw { ("\r\n", "\r\n") } else { ("", "\n") };
     // Where standard error is gone there is nobody to tell.
-    let _ = writeln!(io::stderr(), "sparkler: {message}");
+    let _ = io::stderr().write_all(format!("{before}sparkler: {message}{after}").as_bytes());
 }
 
 /// Prints to standard output. A reader that has seen enough (`| head`) is no failure.
@@ -103,9 +110,12 @@ impl Ended {
 
     /// What went wrong, a line each, on standard error.
     pub(crate) fn complain(&self) {
+        log::logger().flush();
         let dropped = self.stats.console_output_dropped;
         if dropped > 0 {
-            complain(&format!("{dropped} bytes of console output were dropped: nobody took them"));
+            complain(&format!(
+                "{dropped} bytes of console output were dropped: standard output took no more of it"
+            ));
         }
         match &self.outcome {
             Ok(Outcome::Crashed(crash)) => complain(&crash.to_string()),

@@ -1,13 +1,16 @@
 //! The built-in guest through the command line: exit codes, console, reports.
 
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a panic here is a failed test")]
+
 mod common;
 
 use std::{
     fs::{self, File},
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    process::{Child, Command, Stdio},
 };
 
-use common::{Files, Run, finish, finish_raw, run, sparkler, spawn_with_input};
+use common::{Files, Run, WITH_SHORT_FILES, finish, finish_raw, run, sparkler, spawn_with_input};
 use rustix::{
     pipe::fcntl_setpipe_size,
     process::{Pid, Signal, kill_process},
@@ -226,8 +229,63 @@ fn a_reader_that_has_gone_ends_no_guest() {
         sparkler(["run", &files.guest(), "--cmdline", "quiet test=print bytes=5000 code=3"]);
     let ended = finish(command.stdout(writer).spawn().unwrap());
     assert_eq!(ended.code, Some(3), "{ended:?}");
-    assert!(ended.stderr.starts_with("sparkler: 5000 bytes "), "{ended:?}");
-    assert_eq!(ended.stderr.lines().count(), 1, "{ended:?}");
+    let said: Vec<_> = ended.stderr.lines().collect();
+    let [failure, dropped] = said[..] else { panic!("{ended:?}") };
+    assert!(failure.contains("Broken pipe"), "{ended:?}");
+    assert!(dropped.starts_with("sparkler: 5000 bytes "), "{ended:?}");
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_full_disk_behind_standard_output_is_told_of() {
+    let files = Files::new();
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let mut command =
+        sparkler(["run", &files.guest(), "--cmdline", "quiet test=print bytes=5000 code=3"]);
+    let ended = finish(command.stdout(full).spawn().unwrap());
+    assert_eq!(ended.code, Some(3), "{ended:?}");
+    let said: Vec<_> = ended.stderr.lines().collect();
+    let [failure, dropped] = said[..] else { panic!("{ended:?}") };
+    assert!(failure.contains("No space left on device"), "{ended:?}");
+    assert!(dropped.starts_with("sparkler: 5000 bytes "), "{ended:?}");
+}
+
+/// Runs a guest that fills a disk, which takes no more than its first 64 KiB.
+fn run_with_a_disk_that_fails(stderr: impl Into<Stdio>) -> Child {
+    let files = Files::new();
+    let disk = files.file("disk", &[0; 1 << 20]);
+    let mut command = Command::new("sh");
+    command.args(WITH_SHORT_FILES).args(["run", &files.guest(), "--disk", &disk]);
+    command.args(["--cmdline", "test=diskfill"]).stdin(Stdio::null());
+    let mut child = command.stdout(Stdio::piped()).stderr(stderr).spawn().unwrap();
+    // The files are open once the guest prints.
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    child
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_disk_that_fails_is_told_of_once() {
+    let ended = finish(run_with_a_disk_that_fails(Stdio::piped()));
+    assert_ne!(ended.code, Some(0), "{ended:?}");
+    let said = ended.stderr.matches("its guest sees I/O errors: File too large").count();
+    assert_eq!((said, ended.stderr.lines().count()), (1, 1), "{ended:?}");
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn what_standard_error_has_no_room_for_holds_up_no_disk_and_is_said_at_the_end() {
+    let (mut reader, mut writer) = io::pipe().unwrap();
+    let room = fcntl_setpipe_size(&writer, 4096).unwrap();
+    writer.write_all(&vec![b'.'; room]).unwrap();
+    let mut child = run_with_a_disk_that_fails(writer);
+    // The guest hears of the failure, and gives up, while nobody reads the other pipe.
+    let mut printed = BufReader::new(child.stdout.as_mut().unwrap()).lines();
+    assert!(printed.any(|line| line.unwrap().contains("failed")));
+    let mut said = String::new();
+    reader.read_to_string(&mut said).unwrap();
+    assert_eq!(said.matches("its guest sees I/O errors").count(), 1, "{said}");
+    assert_ne!(finish(child).code, Some(0));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{BINARY, Files, finish, pty::Pty};
+use common::{BINARY, Files, WITH_SHORT_FILES, finish, pty::Pty};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 /// Prints a line, then spins for good with interrupts off, and never reads its UART.
@@ -63,6 +63,21 @@ fn keys_end_a_guest_that_hangs_and_reads_nothing() {
     pty.type_keys(b"\x01x");
     assert_eq!(finish(child).code, Some(124));
     assert_eq!(pty.modes(), before);
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn a_failure_is_a_line_of_its_own_on_a_raw_terminal() {
+    let (files, mut pty) = (Files::new(), Pty::new());
+    let (guest, disk) = (files.guest(), files.file("disk", &[0; 1 << 20]));
+    let args = ["run", &guest, "--disk", &disk, "--cmdline", "test=diskfill"];
+    let child = pty.spawn_program("sh", WITH_SHORT_FILES.into_iter().chain(args));
+    let screen = pty.wait_for("File too large (os error 27)\r\n");
+    let before = screen.split_once("its guest sees I/O errors").unwrap().0;
+    let (_, line) = before.rsplit_once('\n').unwrap();
+    assert!(before.trim_end_matches(line).ends_with("\r\n"), "{screen:?}");
+    assert!(line.starts_with("sparkler: "), "{screen:?}");
+    assert_ne!(finish(child).code, Some(0));
 }
 
 #[test]

@@ -36,6 +36,11 @@ pub(crate) fn sparkler<'a>(args: impl IntoIterator<Item = &'a str>) -> Command {
     command
 }
 
+/// Starts a program that can make no file longer than 64 KiB: to write beyond that is an error for it, as on a full
+/// disk, but needs no rights. The program and its arguments follow.
+pub(crate) const WITH_SHORT_FILES: [&str; 3] =
+    ["-c", "trap '' XFSZ; ulimit -f 128; exec \"$0\" \"$@\"", BINARY];
+
 /// How a run ended and what it printed.
 #[derive(Debug)]
 pub(crate) struct Run {
