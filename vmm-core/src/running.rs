@@ -13,8 +13,9 @@ use crate::{Outcome, RunError, Stats, Timeline, VmHandle};
 
 /// A machine whose guest runs.
 ///
-/// Dropping it stops the guest, whatever it does, and joins the machine's threads, within a second. Where one
-/// of these threads drops it, in a device of the caller's own, they end by themselves soon after.
+/// Dropping it stops the guest at once, whatever it does, and joins the machine's threads, within a second;
+/// longer only if a disk's file, or a device of the caller's own, is slow to finish a request in progress.
+/// Where one of these threads drops it, in a device of the caller's own, they end by themselves soon after.
 ///
 /// ```no_run
 /// use std::time::Duration;

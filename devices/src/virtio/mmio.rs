@@ -47,7 +47,8 @@ const NO_SHARED_MEMORY: u32 = u32::MAX;
 /// | accesses a register not with 4 aligned bytes | reads as zero, ignores the write (to `QueueNotify` it may notify: KVM's ioeventfd takes any width) |
 /// | accesses a register that does not exist, or in the wrong direction | reads as zero, ignores the write |
 ///
-/// A reset (0 to the status) works at any time; it waits until the device has let go of its requests.
+/// A reset (0 to the status) works at any time; it waits until the device has let go of its requests,
+/// for those that the host's storage has begun as long as that needs.
 /// Queues, the device's thread and `DEVICE_NEEDS_RESET` end with it.
 ///
 /// Notification, interrupt status, interrupt acknowledgement and configuration space take no lock.
@@ -150,8 +151,8 @@ impl MmioTransport {
         self.shared.stats()
     }
 
-    /// Ends the device for good: its requests are completed or cancelled, its thread is gone. Also
-    /// done on drop. Later calls do nothing.
+    /// Ends the device for good: its requests are completed or cancelled, its thread is gone. That takes as
+    /// long as the device does, see [`VirtioDevice::run`]. Also done on drop. Later calls do nothing.
     pub fn stop(&self) {
         self.begin_stop();
         self.lock().worker.join();

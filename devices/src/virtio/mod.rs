@@ -149,9 +149,10 @@ pub trait VirtioDevice: Send + 'static {
     }
 
     /// The life of the device from `DRIVER_OK` to reset, on a thread of its own. It returns `Ok` when
-    /// [`Session::wait`] or [`Session::is_stopping`] says so, within a fraction of a second: the vCPU
-    /// that resets the device waits for it. Requests in flight are completed or cancelled before,
-    /// for the guest's buffers must not change afterwards. It is called again after a reset.
+    /// [`Session::wait`] or [`Session::is_stopping`] says so, soon: the vCPU that resets the device waits
+    /// for it, and so does whoever drops the machine. Requests in flight are completed or cancelled before,
+    /// for the guest's buffers must not change afterwards; what the host is slow to complete, a disk's
+    /// write for one, may so take longer. It is called again after a reset.
     ///
     /// While the machine is paused, this thread stands still in [`Session::wait`], and the device must
     /// have nothing in progress elsewhere: one with threads of its own or asynchronous I/O uses

@@ -161,7 +161,8 @@ impl Session {
         self.shared.pause.is_wanted()
     }
 
-    /// Whether to return from [`run`](super::VirtioDevice::run) now. Cheap, for long work.
+    /// Whether to return from [`run`](super::VirtioDevice::run) now, once nothing is in progress any more.
+    /// Cheap, for long work.
     #[must_use]
     pub fn is_stopping(&self) -> bool {
         self.stopping.get()

@@ -59,10 +59,12 @@ impl MemoryBacking {
     /// **What it holds there is discarded**: a machine starts with memory of zeros. First comes the
     /// machine's memory without the hole, then the extra regions in the order of their addresses.
     ///
-    /// Whoever makes the file shorter while the machine runs ends this process (`SIGBUS`). A memfd that
-    /// allows it is therefore sealed against that. So does a disk that is full (`ENOSPC`) when the guest touches
-    /// a page for the first time: the room that the file had is given up, at a restart too. All is taken
-    /// in advance, and lacking room is an error, with [`prefault`](Self::prefault).
+    /// Whoever makes the file shorter while the machine runs ends the machine, by a crash
+    /// ([`CrashReason::MemoryFault`](crate::CrashReason::MemoryFault)) or an error that says "Bad address", or
+    /// this process, by `SIGBUS`; that depends on who touches the page. A memfd that allows it is therefore
+    /// sealed against that. A file system that gets full does the same when a page is touched for the first
+    /// time: the room that the file had is given up, at a restart too. With [`prefault`](Self::prefault) all is
+    /// taken in advance, and a lack of room is [`MemoryError::FileSystemFull`].
     pub fn file(fd: OwnedFd, offset: u64) -> Self {
         Self::of(Kind::File { fd, offset })
     }
@@ -120,8 +122,13 @@ impl MemoryBacking {
         }
         memory.iter().try_for_each(|region| {
             let size = MemorySize::bytes(region.len());
-            sys::prefault(region, has_ended)
-                .map_err(|source| MemoryError::Prefault { size, source })
+            sys::prefault(region, has_ended).map_err(|source| {
+                match (&self.kind, source.raw_os_error()) {
+                    // As when the page would raise a `SIGBUS`.
+                    (Kind::File { .. }, Some(libc::EFAULT)) => MemoryError::FileSystemFull { size },
+                    _ => MemoryError::Prefault { size, source },
+                }
+            })
         })
     }
 

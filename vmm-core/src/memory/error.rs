@@ -158,6 +158,14 @@ pub enum MemoryError {
         /// The reason; `EINVAL` from a kernel that is too old.
         source: io::Error,
     },
+    /// The file for guest memory cannot have all its room in advance ([`MemoryBacking::prefault`]).
+    ///
+    /// [`MemoryBacking::prefault`]: super::MemoryBacking::prefault
+    #[error("the file system of the file for guest memory is full: it has no room for {size}")]
+    FileSystemFull {
+        /// How much of the memory was to be taken.
+        size: MemorySize,
+    },
     /// The host's kernel takes no advice about transparent huge pages.
     #[error("cannot set transparent huge pages for guest memory")]
     TransparentHugePages(#[source] io::Error),
