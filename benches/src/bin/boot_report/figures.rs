@@ -129,6 +129,11 @@ impl Figures {
         })
     }
 
+    /// Whether anything of a row was measured.
+    pub(crate) fn has(&self, section: &str, row: &str, who: &str) -> bool {
+        self.groups.iter().any(|it| it.section == section && it.row == row && it.who == who)
+    }
+
     pub(crate) fn fact(&self, name: &str) -> Option<&str> {
         self.facts.iter().find(|(known, _)| known == name).map(|(_, value)| &**value)
     }

@@ -28,7 +28,7 @@ impl Table {
         }
     }
 
-    /// Reasons down, contestants across, of one kind of boot.
+    /// Reasons down, contestants across, of one kind of boot. Who was not seen to boot has no counts.
     pub(crate) fn of_exits(figures: &Figures, row: &str) -> Self {
         let section = "exits";
         let contestants = figures.all_contestants(section);
@@ -41,7 +41,10 @@ impl Table {
         reasons.sort_by(|a, b| most(b).total_cmp(&most(a)));
         reasons.retain(|reason| most(reason) > 0.0);
         let line = |name: &str, count: &dyn Fn(&str) -> f64| -> Vec<String> {
-            let counts = contestants.iter().map(|who| format!("{:.0}", count(who)));
+            let counts = contestants.iter().map(|who| match figures.has(section, row, who) {
+                true => format!("{:.0}", count(who)),
+                false => String::new(),
+            });
             std::iter::once(name.to_owned()).chain(counts).collect()
         };
         let total = |who: &str| reasons.iter().map(|reason| count(reason, who)).sum();
@@ -117,7 +120,25 @@ pub(crate) fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sparkler_benches::samples::{Line, Sample};
+
     use super::*;
+
+    #[test]
+    fn who_was_not_measured_has_no_zeroes() {
+        let mut figures = Figures::default();
+        for (row, metric, who) in
+            [("a", "msr", "one"), ("a", "cpuid", "two"), ("b", "msr", "three"), ("b", "msr", "two")]
+        {
+            let [section, row, metric, who] = ["exits", row, metric, who].map(String::from);
+            figures.add(Line::Sample(Sample { section, row, metric, who, value: 7.0 }));
+        }
+        let table = Table::of_exits(&figures, "a");
+        assert_eq!(table.header, ["", "one", "two", "three"]);
+        assert_eq!(table.rows[0], ["all", "7", "7", ""]);
+        assert_eq!(table.rows[1], ["msr", "7", "0", ""]);
+        assert_eq!(table.rows[2], ["cpuid", "0", "7", ""]);
+    }
 
     #[test]
     fn a_table_in_three_forms() {
