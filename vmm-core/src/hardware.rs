@@ -31,7 +31,7 @@ impl Hardware {
         acpi: bool,
     ) -> Result<Self, BuildError> {
         let kvm = host::open_fit()?;
-        let limit = u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX);
+        let limit = host::max_vcpus(&kvm);
         if u32::from(count) > limit {
             return Err(BuildError::Vcpus { requested: u32::from(count), limit });
         }

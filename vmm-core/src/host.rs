@@ -7,6 +7,7 @@ use std::path::Path;
 
 use kvm_ioctls::{Cap, Kvm};
 
+use crate::VmBuilder;
 use crate::error::KvmError;
 
 /// Which KVM this host has.
@@ -71,7 +72,7 @@ pub struct HostReport {
 pub struct KvmReport {
     /// `KVM_GET_API_VERSION`, always 12 on a kernel of this century.
     pub api_version: i32,
-    /// The most vCPUs that a machine can have on this host.
+    /// The most vCPUs that a machine can have on this host, [`VmBuilder::MAX_VCPUS`] or fewer.
     pub max_vcpus: u32,
     /// The most memory slots that a machine can have.
     pub max_memory_slots: u32,
@@ -116,7 +117,7 @@ impl KvmReport {
         };
         Self {
             api_version: kvm.get_api_version(),
-            max_vcpus: number(kvm.get_max_vcpus()),
+            max_vcpus: max_vcpus(kvm),
             max_memory_slots: number(kvm.get_nr_memslots()),
             capabilities: CAPABILITIES.iter().map(capability).collect(),
         }
@@ -149,6 +150,11 @@ pub(crate) fn open_fit() -> Result<Kvm, KvmError> {
         Some((name, ..)) => Err(KvmError::Capability(name)),
         None => Ok(kvm),
     }
+}
+
+/// The most vCPUs that a machine can have here.
+pub(crate) fn max_vcpus(kvm: &Kvm) -> u32 {
+    u32::try_from(kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(VmBuilder::MAX_VCPUS)
 }
 
 fn open() -> Result<Kvm, KvmError> {

@@ -4,6 +4,7 @@
 
 mod common;
 
+use sparkler::host::HostReport;
 use sparkler::{BuildError, Kernel, MemorySize, Outcome, Protocol, VmBuilder};
 
 use crate::common::{Captured, guest};
@@ -32,6 +33,15 @@ fn every_vcpu_starts_with_an_id_of_its_own() {
         let cmdline = format!("test=vcpus expect_vcpus={count}");
         check(guest(&cmdline).vcpus(count).memory(MemorySize::mib(64)));
     }
+}
+
+#[test]
+#[ignore = "needs /dev/kvm"]
+fn as_many_vcpus_are_possible_as_the_report_says() {
+    let most = HostReport::probe().kvm.unwrap().max_vcpus;
+    drop(guest("").vcpus(most).build().unwrap());
+    let error = guest("").vcpus(most + 1).build().unwrap_err();
+    assert!(matches!(error, BuildError::Vcpus { limit, .. } if limit == most), "{error}");
 }
 
 #[test]
