@@ -12,7 +12,7 @@ use crate::cpuid::TemplateArg;
 use crate::disk::DiskArg;
 use crate::memory::MemoryArg;
 use crate::net::NetArg;
-use crate::options::whole_number;
+use crate::options::{vcpus, whole_number};
 use crate::report;
 
 const STYLES: Styles = Styles::styled()
@@ -25,7 +25,7 @@ const START_HERE: &str = "\
 Start here:
   sparkler check                      is this host fit, and if not, what to do
   sparkler demo                       boot the built-in guest; nothing to download
-  sparkler run /boot/vmlinuz          boot a stock distribution kernel
+  sparkler run VMLINUZ                boot a stock distribution kernel
 
 `sparkler help run` has the keys, the exit codes, and more examples.";
 
@@ -42,7 +42,8 @@ Keys (when standard input is a terminal, and sparkler in its foreground):
 
 Exit codes:
   N      the guest wrote N (0-255) to the exit port, 0xf4
-  0      the guest switched itself off, or reset itself
+  0      the guest switched itself off, or reset itself; so does a Linux that
+         panics, by the default command line's panic=-1: --json tells it, 'reset'
   2      nothing was started: usage, bad input, or no usable /dev/kvm
   101    a defect of sparkler: it panicked
   124    stopped with Ctrl-A x
@@ -52,11 +53,12 @@ Exit codes:
   A guest may choose any of these codes itself; --json tells them apart.
 
 Examples:
-  sparkler run vmlinuz --initrd initrd.img
+  sparkler run /boot/vmlinuz-$(uname -r) --initrd /boot/initrd.img-$(uname -r)
   sparkler run vmlinux -m 1G -c 4 --cmdline 'console=ttyS0 quiet'
   sparkler run vmlinuz --initrd initrd.img --disk root.ext4 --disk data.img,ro \
       --cmdline 'console=ttyS0 panic=-1 root=/dev/vda rw'
-  sparkler run vmlinuz --initrd initrd.img --disk root.ext4 --net user,publish=8080:80
+  sparkler run vmlinux --disk root.ext4 --net user,publish=8080:80 \
+      --cmdline 'console=ttyS0 panic=-1 root=/dev/vda rw'
   sparkler run vmlinuz --initrd test.cpio --timeline </dev/null >boot.log
   sparkler run vmlinuz --initrd test.cpio --json 2>&1 >/dev/null | tail -n 1";
 
@@ -78,7 +80,7 @@ pub(crate) enum Command {
     /// Boot the built-in guest in several ways; nothing to download
     ///
     /// Prints what the guest did and where the time of its boot went. The exit code is 0 if all
-    /// went as it should, and 1 if not.
+    /// went as it should, 1 if not, and 2 if there is no usable KVM.
     Demo,
     Check(CheckArgs),
     Completions(CompletionsArgs),
@@ -92,7 +94,7 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = RUN_SHORT, after_long_help = RUN_LONG, disable_help_flag = true)]
 pub(crate) struct RunArgs {
-    /// Kernel image: bzImage (/boot/vmlinuz) or 64-bit ELF (vmlinux)
+    /// Kernel image: bzImage (/boot/vmlinuz-VERSION) or 64-bit ELF (vmlinux)
     ///
     /// Told apart by content, never by name. A packed bzImage is unpacked here, on the host.
     #[arg(value_hint = ValueHint::FilePath)]
@@ -111,7 +113,7 @@ pub(crate) struct RunArgs {
     ///
     /// So far there is one: cryptomgr.notests (ciphers do not test themselves).
     #[arg(long, help_heading = "Guest")]
-    pub(crate) no_default_cmdline: bool,
+    pub(crate) no_fast_boot: bool,
 
     // The help's brackets are no links.
     #[allow(rustdoc::broken_intra_doc_links)]
@@ -142,9 +144,9 @@ pub(crate) struct RunArgs {
     #[arg(help_heading = "Machine")]
     pub(crate) kernel_cache: Option<PathBuf>,
 
-    /// Virtual CPUs
+    /// Virtual CPUs, 1 to 64
     #[arg(short = 'c', long, value_name = "N", default_value_t = 1, help_heading = "Machine")]
-    #[arg(allow_hyphen_values = true, value_parser = whole_number::<u32>)]
+    #[arg(allow_hyphen_values = true, value_parser = vcpus)]
     pub(crate) vcpus: u32,
 
     /// Where threads run: vCPU 0 on host CPU 2 is 0=2; vcpus=2-3; devices=0,1
@@ -171,6 +173,9 @@ pub(crate) struct RunArgs {
     pub(crate) thread_prefix: Option<String>,
 
     /// Describe the machine by an MP table, without ACPI
+    ///
+    /// Disks and networks are then named on the command line (virtio_mmio.device=), which distribution
+    /// kernels do not read.
     #[arg(long, help_heading = "Machine")]
     pub(crate) no_acpi: bool,
 
@@ -178,7 +183,7 @@ pub(crate) struct RunArgs {
     #[allow(rustdoc::broken_intra_doc_links)]
     /// A disk: a raw file or block device, /dev/vda in the guest, then /dev/vdb, ...
     ///
-    /// PATH[,ro][,direct][,serial=TEXT][,queues=N][,iops=N][,bps=SIZE]. ro: the guest cannot write,
+    /// PATH[,ro][,direct][,serial=TEXT][,queues=N][,iops=N][,bps=SIZE]. queues: 1 to 16. ro: the guest cannot write,
     /// and others may read the file too; without it nobody else may use it. direct: around the
     /// host's page cache. iops and bps (bytes; K, M, G): how much the guest may ask in a second. A
     /// comma in PATH is written twice. The format is raw, always: nothing is guessed from content.
@@ -194,7 +199,7 @@ pub(crate) struct RunArgs {
     /// with vhost, the host's kernel moves the frames (/dev/vhost-net), uncounted and without limits.
     /// user[,publish=[ADDRESS/]HOST:GUEST]...[,no-loopback]: without any rights, by passt, which must be
     /// installed; the guest gets its address by DHCP, finds this host's loopback address at its
-    /// gateway's (not with no-loopback), and is reached at published TCP ports. stream=PATH: frames
+    /// gateway's (not with no-loopback, which is for guests that you do not trust), and is reached at published TCP ports. stream=PATH: frames
     /// over a Unix socket, as QEMU's -netdev stream speaks it. All of them: mac=ADDRESS (at random
     /// without it), mtu=N, pps=N and bps=SIZE: how many frames and bytes (K, M, G) may go each way in
     /// a second. A comma in PATH is written twice.
@@ -245,7 +250,7 @@ pub(crate) struct CheckArgs {
     /// Print what CPUID says to a guest here, instead
     ///
     /// One line for each leaf and subleaf. The exit code is 0 if this host has all of the template,
-    /// 1 if not; what is missing is printed after the leaves.
+    /// 1 if not, 2 if there is no usable KVM; what is missing is printed after the leaves.
     #[arg(long)]
     pub(crate) cpuid: bool,
 

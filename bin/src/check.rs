@@ -39,7 +39,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<u8, Failure> {
     if args.json {
         print(format!("{}\n", to_json(&host, &findings, speed, fit)))?;
     } else {
-        print(to_text(&findings, fit))?;
+        print(to_text(&findings, host.kvm.is_ok()))?;
     }
     Ok(if fit { 0 } else { UNFIT })
 }
@@ -140,7 +140,7 @@ fn no(question: &'static str, answer: String) -> Finding {
     Finding { question, fit: false, answer }
 }
 
-fn to_text(findings: &[Finding], fit: bool) -> String {
+fn to_text(findings: &[Finding], has_kvm: bool) -> String {
     let mut text = String::new();
     for finding in findings {
         let Finding { question, answer, .. } = finding;
@@ -148,7 +148,11 @@ fn to_text(findings: &[Finding], fit: bool) -> String {
         let answer = wrap(answer).join(&format!("\n{:INDENT$}", ""));
         text += &format!("{mark}  {question:<14}  {answer}\n");
     }
-    let verdict = if fit { "fit" } else { "not fit for stock Linux kernels" };
+    let verdict = match findings.iter().all(|f| f.fit) {
+        true => "fit",
+        false if has_kvm => "not fit for stock Linux kernels",
+        false => "not fit: there is no usable KVM",
+    };
     text + &format!("\nThis host is {verdict}.\n")
 }
 

@@ -60,7 +60,7 @@ pub(crate) fn demo() -> Result<u8, Failure> {
         return Ok(1);
     }
     let next = match host.kind {
-        HostKind::Hardware => "`sparkler run /boot/vmlinuz` boots a stock kernel",
+        HostKind::Hardware => "`sparkler run /boot/vmlinuz-…` boots a stock kernel",
         _ => "`sparkler check` says what else this host can run",
     };
     print(format!("All is well. {next}.\n"))?;

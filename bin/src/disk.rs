@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use sparkler::virtio::block::{Disk, DiskError, RateLimit};
+use sparkler::virtio::block::{Disk, DiskError, MAX_QUEUES, RateLimit};
 use thiserror::Error;
 
-use crate::options::{BadValue, at_least_one, bytes, number, split};
+use crate::options::{BadValue, at_least_one, bytes, number, ranged, split};
 use crate::{disk_format, report};
 
 /// A disk as the command line says it.
@@ -72,7 +72,7 @@ impl FromStr for DiskArg {
                 ("ro", false) => disk.read_only = true,
                 ("direct", false) => disk.direct = true,
                 ("serial", true) => disk.serial = Some(value.to_owned()),
-                ("queues", true) => disk.queues = number("queues", value)?,
+                ("queues", true) => disk.queues = ranged("queues", value, 1..=MAX_QUEUES)?,
                 ("iops", true) => disk.iops = at_least_one("iops", number("iops", value)?)?,
                 ("bps", true) => disk.bytes_per_second = bytes("bps", value)?,
                 _ => return Err(DiskArgError::Option(part)),
@@ -112,7 +112,16 @@ mod tests {
         for option in ["rw", "ro=1", "serial", "iops", "format=qcow2", ""] {
             assert_eq!(error(&format!("d,{option}")), DiskArgError::Option(option.into()));
         }
-        for value in ["iops=0", "iops=-1", "iops=x", "bps=0", "bps=1X", "queues=70000"] {
+        for value in [
+            "iops=0",
+            "iops=-1",
+            "iops=x",
+            "bps=0",
+            "bps=1X",
+            "queues=70000",
+            "queues=0",
+            "queues=17",
+        ] {
             assert!(matches!(error(&format!("d,{value}")), DiskArgError::Value(_)), "{value}");
         }
     }

@@ -2,7 +2,6 @@
 //! look like anything; but a user who downloaded another format wants to be told.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -20,9 +19,7 @@ const FORMATS: [(&[u8], &str, &str); 8] = [
 
 /// What to say of the file if it does not look like a raw disk.
 pub(crate) fn doubt(path: &Path) -> Option<String> {
-    // Whatever goes wrong here goes wrong again when the disk is opened. A pipe must not be waited for.
-    let is_file = path.metadata().is_ok_and(|metadata| metadata.is_file());
-    let start = is_file.then(|| start(path))?.ok()?;
+    let start = start(path)?;
     let (_, name, way) = FORMATS.iter().find(|(magic, ..)| start.starts_with(magic))?;
     let path = path.display();
     Some(format!(
@@ -30,9 +27,12 @@ pub(crate) fn doubt(path: &Path) -> Option<String> {
     ))
 }
 
-fn start(path: &Path) -> io::Result<Vec<u8>> {
+/// The first bytes of a file.
+pub(crate) fn start(path: &Path) -> Option<Vec<u8>> {
+    // Whatever goes wrong here goes wrong again when the file is opened for use. A pipe must not be waited for.
+    path.metadata().ok().filter(|metadata| metadata.is_file())?;
     let mut buffer = vec![0; 64];
-    let read = File::open(path)?.read_at(&mut buffer, 0)?;
+    let read = File::open(path).ok()?.read_at(&mut buffer, 0).ok()?;
     buffer.truncate(read);
-    Ok(buffer)
+    Some(buffer)
 }

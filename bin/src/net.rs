@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use sparkler::virtio::net::{MacAddress, Net, NetError, Publish, RateLimit, UserNetError};
+use sparkler::virtio::net::{
+    MAX_MTU, MAX_QUEUE_PAIRS, MIN_MTU, MacAddress, Net, NetError, Publish, RateLimit, UserNetError,
+};
 use thiserror::Error;
 
-use crate::options::{BadValue, at_least_one, bytes, number, split};
+use crate::options::{BadValue, at_least_one, bytes, number, ranged, split};
 
 /// An interface as the command line says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,12 +112,14 @@ impl FromStr for NetArg {
             let (option, value) = part.split_once('=').unwrap_or((&part, ""));
             match (option, &mut net.network) {
                 ("mac", _) => net.mac = Some(parse("mac", value)?),
-                ("mtu", _) => net.mtu = Some(number("mtu", value)?),
+                ("mtu", _) => net.mtu = Some(ranged("mtu", value, MIN_MTU..=MAX_MTU)?),
                 ("pps", _) => {
                     net.packets_per_second = at_least_one("pps", number("pps", value)?)?;
                 }
                 ("bps", _) => net.bytes_per_second = bytes("bps", value)?,
-                ("queues", Network::Tap { queues, .. }) => *queues = number("queues", value)?,
+                ("queues", Network::Tap { queues, .. }) => {
+                    *queues = ranged("queues", value, 1..=MAX_QUEUE_PAIRS)?
+                }
                 ("vhost", Network::Tap { vhost, .. }) if option == part => *vhost = true,
                 ("publish", Network::User { ports, .. }) => ports.push(parse("publish", value)?),
                 ("no-loopback", Network::User { loopback, .. }) if option == part => {
@@ -187,6 +191,9 @@ mod tests {
             "user,publish=80",
             "user,publish=0:80",
             "user,mtu=many",
+            "user,mtu=67",
+            "user,mtu=70000",
+            "tap=t,queues=0",
             "tap=t,mac=1:2",
             "tap=t,mac",
             "user,pps=0",

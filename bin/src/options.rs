@@ -1,8 +1,10 @@
 //! What the texts `PLACE[,OPTION]…` of all devices have in common.
 
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
-use sparkler::MemorySize;
+use sparkler::{MemorySize, VmBuilder};
 use thiserror::Error;
 
 /// An option has a value that it cannot have.
@@ -42,6 +44,24 @@ pub(crate) fn number<T: FromStr>(option: &'static str, value: &str) -> Result<T,
 /// For flags that are a number by themselves.
 pub(crate) fn whole_number<T: FromStr>(text: &str) -> Result<T, &'static str> {
     text.parse().map_err(|_| "write a whole number that is not too large")
+}
+
+/// How many vCPUs, as far as that is a number: the machine knows which ones are possible.
+pub(crate) fn vcpus(text: &str) -> Result<u32, String> {
+    text.parse().map_err(|_| format!("write a whole number from 1 to {}", VmBuilder::MAX_VCPUS))
+}
+
+/// A number of a known range.
+pub(crate) fn ranged<T: FromStr + PartialOrd + Display>(
+    option: &'static str,
+    value: &str,
+    range: RangeInclusive<T>,
+) -> Result<T, BadValue> {
+    let (least, most) = (range.start(), range.end());
+    let number = value.parse().ok().filter(|number| range.contains(number));
+    number.ok_or_else(|| {
+        BadValue::new(option, value, format!("write a whole number from {least} to {most}"))
+    })
 }
 
 /// A number of bytes, which is not 0.

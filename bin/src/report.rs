@@ -56,6 +56,21 @@ impl Failure {
     }
 }
 
+/// What the process could not do, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what}")]
+pub(crate) struct Cannot {
+    pub(crate) what: &'static str,
+    pub(crate) source: io::Error,
+}
+
+impl Cannot {
+    /// For `map_err`, where nobody else says what was tried.
+    pub(crate) fn to(what: &'static str) -> impl FnOnce(io::Error) -> Failure {
+        move |source| Failure::failed(Self { what, source })
+    }
+}
+
 /// A line about the problem on standard error.
 pub(crate) fn complain(message: &str) {
     // On a raw terminal a guest's line may have begun, and `\n` alone leads to no line's beginning.
@@ -69,7 +84,9 @@ pub(crate) fn complain(message: &str) {
 pub(crate) fn print(text: impl AsRef<[u8]>) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_ref()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::failed(error)),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Cannot::to("write to standard output")(error))
+        }
         _ => Ok(()),
     }
 }

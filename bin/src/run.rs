@@ -1,16 +1,16 @@
 //! `sparkler run`: flags in, builder calls, exit code out.
 
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 use sparkler::virtio::rng::Rng;
 use sparkler::{Cmdline, Initrd, Kernel, Placement, Vm, VmBuilder};
 
 use crate::{
     args::RunArgs,
-    console,
+    console, disk_format,
     ending::Ending,
     metrics::{Server, Socket},
-    report::{self, Ended, Failure},
+    report::{self, Cannot, Ended, Failure},
     signals,
     terminal::{RawMode, Terminal},
 };
@@ -39,26 +39,30 @@ fn boot(args: &RunArgs) -> Result<Ended, Failure> {
     let terminal = if args.no_console { None } else { Terminal::on_stdin() };
     let mut keyboard = None;
     if !args.no_console {
-        let streams = console::on_standard_streams(terminal.as_ref()).map_err(Failure::failed)?;
+        let streams = console::on_standard_streams(terminal.as_ref());
+        let streams =
+            streams.map_err(Cannot::to("use standard input and output as the console"))?;
         builder = builder.console(streams.0);
         keyboard = streams.1;
     }
     let vm = builder.build().map_err(Failure::refused)?;
 
     // From here on a signal ends the machine, no longer the process.
-    let caught = signals::catch(terminal.as_deref()).map_err(Failure::failed)?;
+    let caught = signals::catch(terminal.as_deref()).map_err(Cannot::to("catch signals"))?;
     // Its file is removed however the machine ends.
     let metrics = args.metrics.as_deref().map(Socket::bind).transpose();
     let metrics = metrics.map_err(Failure::refused)?;
     let raw = terminal.clone().map(RawMode::new);
     let running = Arc::new(vm.start().map_err(Failure::failed)?);
     let metrics = metrics.map(|socket| Server::start(socket, Arc::clone(&running))).transpose();
-    let metrics = metrics.map_err(Failure::failed)?;
+    let metrics = metrics.map_err(Cannot::to("start the thread of --metrics"))?;
     let ending = Arc::new(Ending::default());
     ending.arm(running.handle());
-    caught.act(Arc::clone(&ending), terminal).map_err(Failure::failed)?;
+    let acts = caught.act(Arc::clone(&ending), terminal);
+    acts.map_err(Cannot::to("start the thread for signals"))?;
     if let Some(keyboard) = keyboard {
-        keyboard.start(Arc::clone(&ending)).map_err(Failure::failed)?;
+        let reads = keyboard.start(Arc::clone(&ending));
+        reads.map_err(Cannot::to("start the thread for the keyboard"))?;
     }
     let outcome = running.wait();
     drop(metrics);
@@ -77,6 +81,11 @@ fn builder(args: &RunArgs) -> Result<VmBuilder, Failure> {
         kernel = kernel.cached(folder).map_err(Failure::refused)?;
     }
     if args.map_kernel {
+        if args.kernel_cache.is_none() && is_packed(&args.kernel) {
+            report::complain(
+                "--map-kernel has no effect on a bzImage; add --kernel-cache FOLDER, or unpack it",
+            );
+        }
         kernel = kernel.mapped();
     }
     let mut builder = Vm::builder()
@@ -98,14 +107,25 @@ fn builder(args: &RunArgs) -> Result<VmBuilder, Failure> {
         builder = builder.net(net.open().map_err(Failure::refused)?);
     }
     if args.rng {
-        builder = builder.device(Rng::new().map_err(Failure::refused)?);
+        builder = builder.device(rng()?);
     }
     Ok(builder)
 }
 
+/// Whether the kernel has to be unpacked, so that there is nothing in its file to map.
+fn is_packed(kernel: &Path) -> bool {
+    disk_format::start(kernel).is_some_and(|start| !start.starts_with(b"\x7fELF"))
+}
+
+fn rng() -> Result<Rng, Failure> {
+    let opened =
+        Rng::new().map_err(|source| Cannot { what: "open /dev/urandom for --rng", source });
+    opened.map_err(Failure::refused)
+}
+
 /// The user's words last, so that they overrule ours.
 fn cmdline(args: &RunArgs) -> String {
-    if args.no_default_cmdline {
+    if args.no_fast_boot {
         return args.cmdline.clone();
     }
     [Cmdline::FAST_BOOT, &args.cmdline].join(" ")

@@ -2,9 +2,13 @@
 
 mod common;
 
-use std::{fs::File, process::Stdio};
+use std::{
+    fs::{self, File},
+    os::unix::fs::PermissionsExt,
+    process::{Command, Stdio},
+};
 
-use common::{Files, run, sparkler};
+use common::{BINARY, Files, run, sparkler};
 
 const COMMANDS: [&str; 5] = ["run", "demo", "check", "completions", "man"];
 
@@ -67,7 +71,19 @@ fn sizes_that_are_no_sizes_are_refused() {
         run(sparkler(["run", &guest, "--memory", size])).assert_refused("--memory");
     }
     for count in ["x", "", "-1", "4294967296", "1.0"] {
-        run(sparkler(["run", &guest, "--vcpus", count])).assert_refused("write a whole number");
+        run(sparkler(["run", &guest, "--vcpus", count])).assert_refused("number from 1 to 64");
+    }
+}
+
+#[test]
+fn numbers_out_of_range_are_refused_with_the_range() {
+    for (flag, value, range) in [
+        ("--net", "user,mtu=70000", "68 to 65535"),
+        ("--net", "tap=t,queues=17", "1 to 16"),
+        ("--disk", "second,queues=0", "second,queues=0"),
+        ("--disk", "d,queues=70000", "1 to 16"),
+    ] {
+        run(sparkler(["run", "k", flag, value])).assert_refused(range);
     }
 }
 
@@ -142,6 +158,37 @@ fn a_disk_that_looks_like_another_format_is_told_of() {
     assert!(refusal.contains("0 vCPUs"), "{refusal}");
     let raw = files.file("raw", &[0; 4096]);
     run(sparkler(["run", &guest, "-c", "0", "--disk", &raw])).assert_refused("0 vCPUs");
+}
+
+#[test]
+fn a_bzimage_cannot_be_mapped_unless_it_is_kept_unpacked() {
+    let files = Files::new();
+    let mut image = vec![0; 8192];
+    image[0x1f1] = 1;
+    image[0x1fe..0x208].copy_from_slice(b"\x55\xaa\xeb\x66HdrS\x0f\x02");
+    let (guest, packed) = (files.guest(), files.file("bzImage", &image));
+    let args = |kernel| ["run", kernel, "-c", "0", "--map-kernel"];
+    let refused = run(sparkler(args(&packed)));
+    assert!(refused.stderr.starts_with("sparkler: --map-kernel has no effect"), "{refused:?}");
+    assert_eq!(refused.stderr.lines().count(), 2, "{refused:?}");
+    run(sparkler(args(&guest))).assert_refused("0 vCPUs");
+    fs::create_dir(files.path("cache")).unwrap();
+    fs::set_permissions(files.path("cache"), fs::Permissions::from_mode(0o700)).unwrap();
+    let kept = sparkler(args(&packed).into_iter().chain(["--kernel-cache", &files.text("cache")]));
+    assert_eq!(run(kept).stderr.lines().count(), 1);
+}
+
+#[test]
+fn without_file_descriptors_it_says_what_it_wanted_them_for() {
+    let files = Files::new();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 4; exec \"$0\" \"$@\"", BINARY, "run", &files.guest()]);
+    let none = run({
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    });
+    assert_eq!((none.code, none.stderr.lines().count()), (Some(125), 1), "{none:?}");
+    assert!(none.stderr.contains("standard input and output as the console"), "{none:?}");
 }
 
 #[test]

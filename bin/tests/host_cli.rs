@@ -36,18 +36,26 @@ fn run_is_refused_with_one_line() {
     run_on(NO_KVM, &["run", "GUEST"]).assert_refused("there is no /dev/kvm");
     run_on(NO_PERMISSION, &["run", "GUEST"]).assert_refused("no permission on /dev/kvm");
     run_on(NO_KVM_AT_ALL, &["run", "GUEST"]).assert_refused("kvm");
+    run_on(NO_KVM, &["run", "GUEST", "--rng"]).assert_refused("/dev/urandom for --rng");
+    run_on(NO_KVM, &["check", "--cpuid"]).assert_refused("there is no /dev/kvm");
     run_on(NO_KVM, &["demo"]).assert_refused("there is no /dev/kvm");
 }
 
 #[test]
 #[ignore = "needs root"]
 fn check_says_what_to_do() {
-    for (prepare, advice) in [(NO_KVM, "kvm_intel"), (NO_PERMISSION, "usermod -aG kvm")] {
+    for (prepare, advice) in [
+        (NO_KVM, "kvm_intel"),
+        (NO_PERMISSION, "usermod -aG kvm"),
+        (NO_PERMISSION, "u:USER:rw"),
+        (NO_KVM, "--device /dev/kvm"),
+    ] {
         let text = run_on(prepare, &["check"]);
         assert_eq!(text.code, Some(1), "{text:?}");
         // An answer goes over several lines.
         let words: Vec<_> = text.stdout.split_whitespace().collect();
         assert!(words.join(" ").contains(advice), "{text:?}");
+        assert!(text.stdout.ends_with("not fit: there is no usable KVM.\n"), "{text:?}");
         let json = run_on(prepare, &["check", "--json"]);
         assert_eq!(json.code, Some(1), "{json:?}");
         let report: serde_json::Value = serde_json::from_str(&json.stdout).unwrap();

@@ -116,13 +116,15 @@ pub enum KvmError {
     /// There is no `/dev/kvm`.
     #[error(
         "there is no /dev/kvm: load the module kvm_intel or kvm_amd, and enable virtualization in \
-         the firmware, or nested virtualization if this host is itself a virtual machine"
+         the firmware, or nested virtualization if this host is itself a virtual machine; in a \
+         container, pass the device in (--device /dev/kvm)"
     )]
     Missing,
     /// `/dev/kvm` is there, but this user may not use it.
     #[error(
-        "no permission on /dev/kvm: add the user to the group that owns it (usermod -aG kvm USER, \
-         then log in again)"
+        "no permission on /dev/kvm: this user must be able to read and write it; if \
+         `ls -l /dev/kvm` shows a group that can (usually kvm): usermod -aG kvm USER, then log in \
+         again; otherwise, as root: setfacl -m u:USER:rw /dev/kvm"
     )]
     Permission,
     /// `/dev/kvm` cannot be opened for another reason.
