@@ -1,4 +1,4 @@
-//! A virtio device of one's own: `cargo run --example custom_device`.
+//! A virtio device of one's own: `cargo run -p sparkler --example custom_device`.
 //!
 //! It is an entropy device whose entropy comes from a seed, so that a guest which depends on chance can be
 //! run again just as it was. The built-in guest has a driver for it, as Linux has.

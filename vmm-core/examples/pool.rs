@@ -1,5 +1,6 @@
 //! A warm pool: machines that have booted wait, paused, to be handed out, and each that is taken is replaced
-//! by a fresh one. `cargo run --release --example pool` prints what that saves.
+//! by a fresh one. `cargo run --release -p sparkler --example pool` prints
+//! what that saves.
 
 use std::error::Error;
 use std::io::{self, PipeReader, PipeWriter, Read, Write};

@@ -1,6 +1,6 @@
 //! A network in one process: a learning switch, and two machines on it that exchange frames through it.
-//! `cargo run --release --example switch` prints what each of them saw. A number behind it, `-- 1024`, is how
-//! many MiB go each way, in place of 2,000 frames of all sizes. The machines check every byte.
+//! `cargo run --release -p sparkler --example switch` prints what each of them saw. A number behind it, `-- 1024`,
+//! is how many MiB go each way, in place of 2,000 frames of all sizes. The machines check every byte.
 
 use std::collections::{HashMap, VecDeque};
 use std::error::Error;

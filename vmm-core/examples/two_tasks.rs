@@ -1,7 +1,8 @@
 //! A scheduler's view: two CPUs and 4 GiB of this host are handed to two machines, a task in each.
 //!
 //! ```text
-//! two_tasks --kernel vmlinuz --initrd initrd --disk root.ext4 --task serve.sh
+//! cargo run --release -p sparkler --example two_tasks -- \
+//!     --kernel vmlinuz --initrd initrd --disk root.ext4 --task serve.sh
 //! ```
 //!
 //! A machine has a CPU to itself, 2 GiB, the disk, which it cannot change, and a network of its own, on which

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cargo build --release -p sparkler --example exec --target x86_64-unknown-linux-musl
-//! exec --kernel /boot/vmlinuz --root DIR --timeout 10 -- COMMAND…
+//! target/x86_64-unknown-linux-musl/release/examples/exec --kernel vmlinuz --root DIR --timeout 10 -- COMMAND…
 //! ```
 //!
 //! The root directory is packed into the machine's memory: what the command does to it is forgotten. This

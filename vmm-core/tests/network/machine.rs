@@ -17,8 +17,8 @@ use crate::host::{GUEST, GUEST6, HOST};
 /// How long a guest may say nothing.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-/// What scripts may use. Debian's kernel does not know `ip=` (`CONFIG_IP_PNP` is off), so an initrd does it
-/// there; here it is the job.
+/// What scripts may use. Debian's kernel does not know `ip=` (`CONFIG_IP_PNP` is off), and its initrd heeds it
+/// only for a root on NFS; here the job does it.
 const WORDS: &str = r#"
 # Until the test says so.
 wait_for_test() {
