@@ -79,8 +79,8 @@ impl Placement {
     }
 
     /// Names the threads `PREFIX/vcpu-0` and so on, cut to 15 bytes: so the machines of a process can be
-    /// told apart in `ps` and `top`, and in log lines. 1 to [`MAX_NAME_PREFIX`](Self::MAX_NAME_PREFIX) bytes of printable
-    /// ASCII.
+    /// told apart in `ps` and `top`, and, uncut, in log lines. 1 to
+    /// [`MAX_NAME_PREFIX`](Self::MAX_NAME_PREFIX) bytes of printable ASCII.
     pub fn name_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.name_prefix = Some(prefix.into());
         self
