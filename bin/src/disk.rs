@@ -71,7 +71,7 @@ impl FromStr for DiskArg {
             match (option, part.contains('=')) {
                 ("ro", false) => disk.read_only = true,
                 ("direct", false) => disk.direct = true,
-                ("serial", true) => disk.serial = Some(value.to_owned()),
+                ("serial", true) => disk.serial = Some(serial(value)?),
                 ("queues", true) => disk.queues = ranged("queues", value, 1..=MAX_QUEUES)?,
                 ("iops", true) => disk.iops = at_least_one("iops", number("iops", value)?)?,
                 ("bps", true) => disk.bytes_per_second = bytes("bps", value)?,
@@ -79,6 +79,15 @@ impl FromStr for DiskArg {
             }
         }
         Ok(disk)
+    }
+}
+
+/// What [`Disk::serial`] takes: told of here, where the text names the disk.
+fn serial(value: &str) -> Result<String, BadValue> {
+    let printable = value.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    match value.len() {
+        1..=20 if printable => Ok(value.to_owned()),
+        _ => Err(BadValue::new("serial", value, "write 1 to 20 printable ASCII characters")),
     }
 }
 
@@ -121,6 +130,7 @@ mod tests {
             "queues=70000",
             "queues=0",
             "queues=17",
+            "serial=",
         ] {
             assert!(matches!(error(&format!("d,{value}")), DiskArgError::Value(_)), "{value}");
         }

@@ -26,7 +26,7 @@ struct Logger {
 }
 
 impl Log for Logger {
-    /// The library's own words alone: what crates below it say, a guest can cause as often as it likes.
+    /// The library's own words alone: it says each thing once, which crates below it do not promise.
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
         metadata.level() <= Level::Warn && metadata.target().starts_with("sparkler")
     }

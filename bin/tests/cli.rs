@@ -82,6 +82,7 @@ fn numbers_out_of_range_are_refused_with_the_range() {
         ("--net", "tap=t,queues=17", "1 to 16"),
         ("--disk", "second,queues=0", "second,queues=0"),
         ("--disk", "d,queues=70000", "1 to 16"),
+        ("--disk", "second,serial=more than 20 characters", "'second,serial=more"),
     ] {
         run(sparkler(["run", "k", flag, value])).assert_refused(range);
     }
