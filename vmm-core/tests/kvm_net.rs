@@ -138,6 +138,7 @@ fn frames_wait_for_a_guest_that_has_no_buffers_yet() {
 #[test]
 #[ignore = "needs /dev/kvm"]
 fn the_guest_learns_what_the_interface_is() {
+    let _alone = alone();
     let mac: MacAddress = "02:00:00:00:01:0f".parse().unwrap();
     let (net, _other) = Net::pair().unwrap();
     let text = succeed(guest("quiet test=netinfo").net(net.mac(mac).mtu(4000).unwrap()));
