@@ -55,9 +55,9 @@ Exit codes:
 Examples:
   sparkler run /boot/vmlinuz-$(uname -r) --initrd /boot/initrd.img-$(uname -r)
   sparkler run vmlinux -m 1G -c 4 --cmdline 'console=ttyS0 quiet'
-  sparkler run vmlinuz --initrd initrd.img --disk root.ext4 --disk data.img,ro \
+  sparkler run vmlinuz --initrd initrd.img --disk root.ext4 --disk data.img,ro \\
       --cmdline 'console=ttyS0 panic=-1 root=/dev/vda rw'
-  sparkler run vmlinux --disk root.ext4 --net user,publish=8080:80 \
+  sparkler run vmlinux --disk root.ext4 --net user,publish=8080:80 \\
       --cmdline 'console=ttyS0 panic=-1 root=/dev/vda rw'
   sparkler run vmlinuz --initrd test.cpio --timeline </dev/null >boot.log
   sparkler run vmlinuz --initrd test.cpio --json 2>&1 >/dev/null | tail -n 1";

@@ -38,7 +38,17 @@ fn help_lists_every_command_with_a_description() {
 #[test]
 fn help_of_run_documents_keys_and_exit_codes() {
     let help = run(sparkler(["run", "--help"])).stdout;
-    for text in ["Ctrl-A x", "124 ", "125 ", "126 ", "128+n", "--timeline", "--json", "Examples:"] {
+    for text in [
+        "Ctrl-A x",
+        "124 ",
+        "125 ",
+        "126 ",
+        "128+n",
+        "--timeline",
+        "--json",
+        "Examples:",
+        ",ro \\\n",
+    ] {
         assert!(help.contains(text), "no {text:?} in {help}");
     }
     assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
