@@ -76,8 +76,11 @@ impl Turns {
     /// Writes what was measured to the file that the command line names. False: it names none.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If it cannot be written, or is nothing.
     pub fn write(&self, measured: &Measured) -> Result<bool> {
+        if measured.is_empty() {
+            return Err("nothing was measured".into());
+        }
         let Some(file) = &self.out else { return Ok(false) };
         let mut sink = Sink::create(file)?;
         for sample in &measured.0 {
@@ -139,7 +142,9 @@ impl Turns {
 }
 
 impl Measured {
+    /// What was to be measured for each of nothing is no number, and left out.
     fn add<const N: usize>(&mut self, row: &str, who: &str, figures: [(&'static str, f64); N]) {
+        let figures = figures.into_iter().filter(|(_, value)| value.is_finite());
         self.0.extend(figures.map(|(metric, value)| Sample {
             section: String::new(),
             row: row.to_owned(),
@@ -147,6 +152,12 @@ impl Measured {
             who: who.to_owned(),
             value,
         }));
+    }
+
+    /// Whether nothing was measured at all.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// What was measured under this name.
@@ -249,7 +260,9 @@ mod tests {
         let files = [folder.path().join("1"), folder.path().join("2")];
         for (file, value) in files.iter().zip([24.0, 16.0]) {
             let turns = Turns { runs: 1, out: Some(file.clone()), ..turns("") };
-            let row = |_, _: &[&'static &str]| Ok(vec![[("result", value), ("exits", 1.0)]]);
+            let row = |_, _: &[&'static &str]| {
+                Ok(vec![[("result", value), ("exits", 1.0), ("cpu", f64::INFINITY)]])
+            };
             let measured = turns.take(&["x"], &[&"a"], |row| row, row);
             assert!(turns.write(&measured).unwrap());
         }
@@ -257,7 +270,9 @@ mod tests {
         let measured = turns.others().unwrap().unwrap();
         assert_eq!(values(&measured, "a", "x").unwrap(), [16.0, 24.0]);
         assert_eq!(measured.of("a", "x", "exits").unwrap().range(), (1.0, 1.0));
+        assert_eq!(measured.of("a", "x", "cpu"), None);
         assert!(!turns.write(&measured).unwrap());
+        assert!(turns.write(&Measured::default()).is_err());
     }
 
     #[test]

@@ -31,16 +31,19 @@ impl Log for Logger {
         metadata.level() <= Level::Warn && metadata.target().starts_with("sparkler")
     }
 
-    /// Never waits: it is called by threads that work for the guest.
+    /// Does not wait, as it is called by threads that work for the guest; unless somebody else writes to the same pipe
+    /// just then, and that is full.
     fn log(&self, record: &Record<'_>) {
         if !self.enabled(record.metadata()) {
             return;
         }
         let message = record.args().to_string();
+        // One after another: what has room for one line may have none for two.
+        let mut later = self.later.lock().unwrap_or_else(PoisonError::into_inner);
         if has_room() {
             report::complain(&message);
         } else {
-            self.later.lock().unwrap_or_else(PoisonError::into_inner).push(message);
+            later.push(message);
         }
     }
 

@@ -127,7 +127,6 @@ impl Ended {
 
     /// What went wrong, a line each, on standard error.
     pub(crate) fn complain(&self) {
-        log::logger().flush();
         let dropped = self.stats.console_output_dropped;
         if dropped > 0 {
             complain(&format!(

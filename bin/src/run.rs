@@ -17,6 +17,8 @@ use crate::{
 
 pub(crate) fn run(args: &RunArgs) -> u8 {
     let result = boot(args);
+    // No machine is left that could say more.
+    log::logger().flush();
     let (code, json) = match &result {
         Ok(ended) => {
             ended.complain();

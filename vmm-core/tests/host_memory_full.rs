@@ -41,7 +41,7 @@ fn memory_for_which_there_is_no_room_is_refused_in_advance() {
     let kernel = Kernel::bytes(sparkler_guest::ELF);
     let builder = Vm::builder().memory(size).memory_backing(backing).kernel(kernel);
     let BuildError::GuestMemory(error) = builder.build().unwrap_err() else { panic!() };
-    assert!(matches!(error, MemoryError::FileSystemFull { .. }), "{error:?}");
+    assert!(matches!(error, MemoryError::NoRoomInFile { .. }), "{error:?}");
     // The region of memory above 1 MiB may be one of its own.
-    assert!(error.to_string().starts_with("the file system of the file for guest memory is full"));
+    assert!(error.to_string().starts_with("no room for"));
 }

@@ -64,7 +64,7 @@ impl MemoryBacking {
     /// this process, by `SIGBUS`; that depends on who touches the page. A memfd that allows it is therefore
     /// sealed against that. A file system that gets full does the same when a page is touched for the first
     /// time: the room that the file had is given up, at a restart too. With [`prefault`](Self::prefault) all is
-    /// taken in advance, and a lack of room is [`MemoryError::FileSystemFull`].
+    /// taken in advance, and a lack of room is [`MemoryError::NoRoomInFile`].
     pub fn file(fd: OwnedFd, offset: u64) -> Self {
         Self::of(Kind::File { fd, offset })
     }
@@ -125,7 +125,9 @@ impl MemoryBacking {
             sys::prefault(region, has_ended).map_err(|source| {
                 match (&self.kind, source.raw_os_error()) {
                     // As when the page would raise a `SIGBUS`.
-                    (Kind::File { .. }, Some(libc::EFAULT)) => MemoryError::FileSystemFull { size },
+                    (Kind::File { .. }, Some(libc::EFAULT)) => {
+                        MemoryError::NoRoomInFile { size, source }
+                    }
                     _ => MemoryError::Prefault { size, source },
                 }
             })

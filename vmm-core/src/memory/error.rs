@@ -161,10 +161,14 @@ pub enum MemoryError {
     /// The file for guest memory cannot have all its room in advance ([`MemoryBacking::prefault`]).
     ///
     /// [`MemoryBacking::prefault`]: super::MemoryBacking::prefault
-    #[error("the file system of the file for guest memory is full: it has no room for {size}")]
-    FileSystemFull {
+    #[error(
+        "no room for {size} of guest memory in its file: the file system is full, or the file was cut"
+    )]
+    NoRoomInFile {
         /// How much of the memory was to be taken.
         size: MemorySize,
+        /// The reason, `EFAULT`.
+        source: io::Error,
     },
     /// The host's kernel takes no advice about transparent huge pages.
     #[error("cannot set transparent huge pages for guest memory")]

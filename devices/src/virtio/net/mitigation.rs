@@ -15,6 +15,8 @@ const SHORTEST_GAP: Duration = Duration::from_micros(50);
 const LONGEST_GAP: Duration = Duration::from_micros(250);
 /// After a gap like this the driver was idle, which says nothing about its pace.
 const IDLE: Duration = Duration::from_millis(1);
+/// After so many of these in a row, nothing is left of what was found out about its pace.
+const IDLE_GAPS: u32 = 32;
 /// The most frames for one interrupt; no more are needed for it not to matter.
 const MOST_HELD: u32 = 32;
 /// Over how many frames their pace is measured.
@@ -36,6 +38,8 @@ pub(super) struct Mitigation {
     pause: u32,
     next_pause: u32,
     last_frame: Option<Instant>,
+    /// How often the driver was idle since it was not.
+    idle: u32,
     /// Frames that the driver was not told of.
     held: u32,
     /// When the next look is due.
@@ -65,6 +69,7 @@ impl Mitigation {
             pause: 0,
             next_pause: PAUSES.0,
             last_frame: None,
+            idle: 0,
             held: 0,
             until: None,
         }
@@ -76,12 +81,8 @@ impl Mitigation {
             return;
         }
         self.held = self.held.saturating_add(frames);
-        let last = self.last_frame.replace(now);
-        let passed = last.map(|last| now.saturating_duration_since(last));
-        if let Some(passed) = passed.filter(|passed| *passed < IDLE) {
-            self.window.frames = self.window.frames.saturating_add(frames);
-            self.window.time = self.window.time.saturating_add(passed);
-            self.decide();
+        if let Some(last) = self.last_frame.replace(now) {
+            self.came(frames, now.saturating_duration_since(last));
         }
         self.until = match self.mode {
             Mode::Notified => None,
@@ -90,6 +91,21 @@ impl Mitigation {
                 now.checked_add(self.gap_without().saturating_mul(2).min(LONGEST_GAP))
             }
         };
+    }
+
+    /// So many frames came after a time.
+    fn came(&mut self, frames: u32, passed: Duration) {
+        if passed < IDLE {
+            self.idle = 0;
+            self.window.frames = self.window.frames.saturating_add(frames);
+            self.window.time = self.window.time.saturating_add(passed);
+            self.decide();
+        } else {
+            self.idle = self.idle.saturating_add(1);
+            if self.idle == IDLE_GAPS {
+                (self.mode, self.window) = (Mode::Notified, Window::default());
+            }
+        }
     }
 
     /// For how long the driver is neither to be told nor asked for notifications. `None`: both are due.
@@ -265,6 +281,19 @@ mod tests {
                 assert_hardly_delayed(&Driver::Answered { after, burst, idle });
             }
         }
+    }
+
+    #[test]
+    fn a_driver_that_becomes_idle_notifies() {
+        let mut it = Mitigation::new();
+        (it.mode, it.without) = (Mode::Timed(KEPT), WINDOW * 100 * MICROSECOND);
+        let mut now = Instant::now();
+        for _ in 0..=IDLE_GAPS {
+            it.looked(1, now);
+            now += 2 * IDLE;
+        }
+        it.looked(1, now);
+        assert_eq!(it.rest(now), None);
     }
 
     #[test]
